@@ -1,0 +1,70 @@
+"""Progress of long work: a bar with rate and time left on a terminal, a plain line every 30 s elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+LINE_SECONDS = 30.0
+
+
+class Progress:
+    """Counts work that is done and shows it on standard error.
+
+    Args:
+        what: What is being done, for example ``caching``.
+        total: Units of work in all.
+        unit: Name of a unit, for example ``tokens``.
+        done: Units that an earlier, interrupted run has already done.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> None:
+        self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
+        self._first = self._done = done
+        self._started = self._last_line = time.monotonic()
+        self._note = ""
+        self._bar = None
+        if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}", unit_scale=True, leave=False)
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Count ``count`` more units; ``note`` is shown beside the rate."""
+        self._done += count
+        self._note = note
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+        elif not self.quiet and time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._last_line = time.monotonic()
+            print(self._line(), file=sys.stderr, flush=True)
+
+    @property
+    def rate(self) -> float:
+        """Units per second since this object was made."""
+        return (self._done - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if not self.quiet and kind is None:
+            seconds = time.monotonic() - self._started
+            count = self._done - self._first
+            print(f"{self.what}: {count:,} {self.unit} in {seconds:.1f} s ({self.rate:,.0f}/s)", file=sys.stderr)
+
+    def _line(self) -> str:
+        left = (self.total - self._done) / max(self.rate, 1e-9)
+        share = self._done / max(self.total, 1)
+        note = f", {self._note}" if self._note else ""
+        return (
+            f"{self.what}: {share:.0%}, {self._done:,} of {self.total:,} {self.unit}, "
+            f"{self.rate:,.0f}/s, {left:.0f} s left{note}"
+        )

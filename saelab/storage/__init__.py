@@ -1,0 +1,1 @@
+"""Files that are whole or absent: atomic writes, manifests with checksums, locks, safe tensor files."""

@@ -1,0 +1,131 @@
+"""Write a file aside, flush it, rename it: a file with its final name is a whole file.
+
+Every data file of saelab is written by `write_aside` (through one of the functions here), so a
+crash at any moment leaves either the old file, or the new one, and perhaps a leftover that ends in
+`.writing`, which the next writer of that folder removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from saelab.errors import DamagedFileError, SaelabError
+
+WRITING_SUFFIX = ".writing"
+MAX_JSON_BYTES = 256 * 2**20
+
+
+def write_aside(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    """Write a file so that it appears whole or not at all.
+
+    Args:
+        path: Final name; its folder is made if it is missing.
+        fill: Writes the content into the open binary file that it is given.
+
+    Raises:
+        SaelabError: The disk is full, or the folder cannot be written; nothing with the final name
+            was changed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + WRITING_SUFFIX)
+    try:
+        with aside.open("wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise SaelabError(f"cannot write {path}: {_why(error, path)}") from error
+    _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes as a whole file."""
+    write_aside(path, lambda file: _write(file, content))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON with sorted keys, so that equal values give equal bytes."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file that may come from a stranger.
+
+    Raises:
+        DamagedFileError: It is missing, too large, not JSON, or nested too deeply.
+    """
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise DamagedFileError(f"{path} has {size:,} bytes; a JSON file of more than {max_bytes:,} is refused")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DamagedFileError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is not valid JSON: {error}") from error
+
+
+def append_line(path: Path, value: Any) -> int:
+    """Append a value as one JSON line and return the file's size after it.
+
+    Appended files are not atomic by themselves: their readers stop at the last whole line, and a
+    resumed run cuts them back to the size that its checkpoint recorded.
+    """
+    line = (json.dumps(value, sort_keys=True, allow_nan=False) + "\n").encode()
+    try:
+        with path.open("ab") as file:
+            file.write(line)
+            return file.tell()
+    except OSError as error:
+        raise SaelabError(f"cannot write {path}: {_why(error, path)}") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what interrupted writers of this folder left; call it only while holding the folder's lock."""
+    for leftover in folder.rglob("*" + WRITING_SUFFIX):
+        leftover.unlink(missing_ok=True)
+
+
+def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Refuse work that cannot fit on the disk, before it starts.
+
+    Raises:
+        SaelabError: With the needed and the free bytes.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed_bytes > free:
+        raise SaelabError(
+            f"{what} needs {needed_bytes:,} bytes in {folder}, but only {free:,} are free; "
+            "free some space or ask for fewer tokens"
+        )
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+
+
+def _why(error: OSError, path: Path) -> str:
+    reason = error.strerror or str(error)
+    with contextlib.suppress(OSError):
+        reason += f" ({shutil.disk_usage(path.parent).free:,} bytes free)"
+    return reason
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is only durable once its folder is; not every file system lets a folder be opened.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

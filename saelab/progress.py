@@ -29,14 +29,20 @@ class Progress:
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}", unit_scale=True, leave=False)
+            self._bar = tqdm(
+                total=total, initial=done, desc=what, unit=f" {unit}", unit_scale=True, leave=False
+            )
 
-    def advance(self, count: int, note: str = "") -> None:
-        """Count ``count`` more units; ``note`` is shown beside the rate."""
-        self._done += count
-        self._note = note
+    def note(self, text: str) -> None:
+        """Show a short text beside the rate from now on."""
+        self._note = text
         if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.set_postfix_str(text, refresh=False)
+
+    def advance(self, count: int) -> None:
+        """Count ``count`` more units."""
+        self._done += count
+        if self._bar is not None:
             self._bar.update(count)
         elif not self.quiet and time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
@@ -58,7 +64,9 @@ class Progress:
         if not self.quiet and kind is None:
             seconds = time.monotonic() - self._started
             count = self._done - self._first
-            print(f"{self.what}: {count:,} {self.unit} in {seconds:.1f} s ({self.rate:,.0f}/s)", file=sys.stderr)
+            print(
+                f"{self.what}: {count:,} {self.unit} in {seconds:.1f} s ({self.rate:,.0f}/s)", file=sys.stderr
+            )
 
     def _line(self) -> str:
         left = (self.total - self._done) / max(self.rate, 1e-9)

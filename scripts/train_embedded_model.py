@@ -149,7 +149,10 @@ def make_optimisers(model: LlamaForCausalLM, settings: Settings) -> list[torch.o
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
         torch.optim.Muon(
-            hidden, lr=settings.lr_matrices, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+            hidden,
+            lr=settings.lr_matrices,
+            weight_decay=settings.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
         ),
         torch.optim.AdamW(rest, lr=settings.lr_rest, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
@@ -163,7 +166,9 @@ def lr_factor(progress: float, settings: Settings) -> float:
 
 
 @torch.no_grad()
-def scores(model: LlamaForCausalLM, heldout: torch.Tensor, bytes_per_token: float, rows: int, context: int) -> dict:
+def scores(
+    model: LlamaForCausalLM, heldout: torch.Tensor, bytes_per_token: float, rows: int, context: int
+) -> dict:
     """Held-out loss, bits per byte, and induction on repeated uniformly random tokens."""
     model.eval()
     device = model.device
@@ -225,14 +230,22 @@ def train(model: LlamaForCausalLM, rows: Rows, settings: Settings, checkpoint: P
         if step % 250 == 0:
             rate = (step - first_step) * tokens_per_step / (time.monotonic() - started)
             report(step * tokens_per_step, loss.item(), rate)
-            saved = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": step}
+            saved = {
+                "model": model.state_dict(),
+                "optimisers": [o.state_dict() for o in optimisers],
+                "step": step,
+            }
             torch.save(saved, checkpoint.with_suffix(".writing"))
             checkpoint.with_suffix(".writing").replace(checkpoint)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the model; a checkpoint lies beside it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the model; a checkpoint lies beside it"
+    )
     parser.add_argument("--tokens", default="20M", help="training tokens, for example 20M")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
@@ -246,14 +259,20 @@ def main() -> None:
     tests = encode(tokenizer, [document for document in training if is_test_file(document.id)])
     heldout_ids = encode(tokenizer, heldout)
     bytes_per_token = sum(len(d.text.encode()) for d in heldout) / int((heldout_ids != 0).sum())
-    print(f"{len(core):,} library and {len(tests):,} test tokens, {bytes_per_token:.2f} bytes a token", flush=True)
+    print(
+        f"{len(core):,} library and {len(tests):,} test tokens, {bytes_per_token:.2f} bytes a token",
+        flush=True,
+    )
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = make_model(settings, tokenizer.bos_token_id).to(arguments.device)
 
     def report(tokens: int, loss: float, rate: float) -> None:
         quick = scores(model, heldout_ids, bytes_per_token, 64, settings.context)
-        print(json.dumps({"tokens": tokens, "loss": round(loss, 3), "tokens_per_second": round(rate)} | quick), flush=True)
+        print(
+            json.dumps({"tokens": tokens, "loss": round(loss, 3), "tokens_per_second": round(rate)} | quick),
+            flush=True,
+        )
 
     train(model, Rows(core, tests, settings), settings, arguments.out.with_suffix(".checkpoint.pt"), report)
     final = scores(model, heldout_ids, bytes_per_token, 10_000, settings.context)

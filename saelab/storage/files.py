@@ -66,7 +66,9 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     try:
         size = path.stat().st_size
         if size > max_bytes:
-            raise DamagedFileError(f"{path} has {size:,} bytes; a JSON file of more than {max_bytes:,} is refused")
+            raise DamagedFileError(
+                f"{path} has {size:,} bytes; a JSON file of more than {max_bytes:,} is refused"
+            )
         return json.loads(path.read_bytes())
     except OSError as error:
         raise DamagedFileError(f"cannot read {path}: {error.strerror}") from error

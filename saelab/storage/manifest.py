@@ -71,7 +71,9 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     if not path.exists():
-        raise DamagedFileError(f"{folder} has no {MANIFEST_NAME}: it is not a saelab folder, or it was never finished")
+        raise DamagedFileError(
+            f"{folder} has no {MANIFEST_NAME}: it is not a saelab folder, or it was never finished"
+        )
     raw = read_json(path)
     if not isinstance(raw, dict) or not str(raw.get("format", "")).startswith("saelab-"):
         raise DamagedFileError(f"{path} is not a saelab manifest")

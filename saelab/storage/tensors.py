@@ -43,7 +43,9 @@ class _Entry:
     n_bytes: int
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write named tensors as one safetensors file; equal tensors give equal bytes.
 
     Args:
@@ -123,7 +125,9 @@ class TensorFile:
         """Read rows ``start`` to ``stop`` of a tensor with one positioned read."""
         entry = self._entry(name)
         if not 0 <= start <= stop <= entry.shape[0]:
-            raise DamagedFileError(f"{self.path}: rows {start} to {stop} of {name}, which has {entry.shape[0]}")
+            raise DamagedFileError(
+                f"{self.path}: rows {start} to {stop} of {name}, which has {entry.shape[0]}"
+            )
         row_bytes = entry.n_bytes // entry.shape[0] if entry.shape[0] else 0
         data = self._read_bytes(entry.start + start * row_bytes, (stop - start) * row_bytes)
         return data.view(entry.dtype).reshape(stop - start, *entry.shape[1:])
@@ -140,7 +144,9 @@ class TensorFile:
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
-            raise DamagedFileError(f"{self.path} has no tensor {name!r}; it has {', '.join(self._entries) or 'none'}")
+            raise DamagedFileError(
+                f"{self.path} has no tensor {name!r}; it has {', '.join(self._entries) or 'none'}"
+            )
         return self._entries[name]
 
     def _read_bytes(self, start: int, n_bytes: int) -> torch.Tensor:
@@ -159,7 +165,9 @@ class TensorFile:
             raise DamagedFileError(f"{self.path} has {size} bytes: not a safetensors file")
         length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
         if length > min(MAX_HEADER_BYTES, size - 8):
-            raise DamagedFileError(f"{self.path} announces a header of {length:,} bytes in a file of {size:,}")
+            raise DamagedFileError(
+                f"{self.path} announces a header of {length:,} bytes in a file of {size:,}"
+            )
         try:
             header = json.loads(os.pread(self._descriptor, length, 8))
         except (ValueError, RecursionError) as error:
@@ -176,11 +184,13 @@ class TensorFile:
         return entries, metadata if isinstance(metadata, dict) else {}
 
     def _parse_entry(self, name: str, raw: Any, data_start: int, file_size: int) -> _Entry:
-        if not isinstance(raw, dict) or raw.get("dtype") not in _DTYPES:
+        if not isinstance(raw, dict) or str(raw.get("dtype")) not in _DTYPES:
             raise DamagedFileError(f"{self.path}: tensor {name!r} has no dtype that saelab reads")
         shape, offsets = raw.get("shape"), raw.get("data_offsets")
         if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-            raise DamagedFileError(f"{self.path}: tensor {name!r} has shape {shape!r} and offsets {offsets!r}")
+            raise DamagedFileError(
+                f"{self.path}: tensor {name!r} has shape {shape!r} and offsets {offsets!r}"
+            )
         dtype = _DTYPES[raw["dtype"]]
         n_bytes = math.prod(shape) * dtype.itemsize
         start, stop = data_start + offsets[0], data_start + offsets[1]
@@ -193,4 +203,6 @@ class TensorFile:
 
 
 def _are_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value)
+    return isinstance(value, list) and all(
+        isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value
+    )

@@ -61,7 +61,9 @@ def move_near_copies_to_train(documents: list[Document], max_shared_lines: float
         return bool(shared) and max(shared.values()) > max_shared_lines * len(lines)
 
     return [
-        replace(document, split="train") if document.split == "heldout" and is_near_copy(document) else document
+        replace(document, split="train")
+        if document.split == "heldout" and is_near_copy(document)
+        else document
         for document in documents
     ]
 

@@ -15,7 +15,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from saelab.text.documents import Document, move_near_copies_to_train, with_splits
+from saelab.text.documents import HELDOUT_SHARE, Document, move_near_copies_to_train, with_splits
 
 MIN_CHARACTERS = 200
 MAX_TABLE_SHARE = 0.15
@@ -26,7 +26,9 @@ _FOREIGN_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
 _ESCAPE = re.compile(r"\\x|\\u|0x")
 
 
-def stdlib_documents(include_tests: bool = False, root: Path | None = None) -> list[Document]:
+def stdlib_documents(
+    include_tests: bool = False, root: Path | None = None, heldout_share: float = HELDOUT_SHARE
+) -> list[Document]:
     """Read the standard library as documents, in the order of the hash of their path.
 
     The order is fixed but not alphabetical, so that any prefix of the corpus is a fair sample.
@@ -35,12 +37,13 @@ def stdlib_documents(include_tests: bool = False, root: Path | None = None) -> l
         include_tests: Also read the interpreter's own test suite, where it is installed. It is
             twice as large as the library itself and would dominate the style.
         root: Folder to read instead of the running interpreter's.
+        heldout_share: Share of the documents that is held out.
 
     Returns:
         Documents with exact copies removed and near copies kept on one side of the split.
     """
     root = root or Path(sysconfig.get_paths()["stdlib"])
-    documents = list(with_splits(_read_all(root, include_tests)))
+    documents = list(with_splits(_read_all(root, include_tests), heldout_share))
     documents.sort(key=lambda document: hashlib.blake2b(document.id.encode()).digest())
     return move_near_copies_to_train(documents)
 

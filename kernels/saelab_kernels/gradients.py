@@ -1,0 +1,126 @@
+"""Gradients of a loss through decode and encode, at the kept pairs only.
+
+For `x_hat = decode(code, W_dec)` and `z = x @ W_enc + b_enc`, with `g_out = dL/dx_hat`:
+
+    dz[e]        = (<g_out[row e], W_dec[column e]> + g_values[e]) * (value e > 0)
+    dW_dec       = code^T @ g_out
+    dW_enc       = x^T @ dz          (dz as a sparse matrix [rows, d_sae])
+    db_enc       = column sums of dz
+
+The selection is constant under differentiation, as in every TopK recipe. The gradient with respect to `b_dec`
+is the caller's: `g_out.sum(0)`, and, where `x` has `b_dec` subtracted, `- W_enc @ db_enc` in addition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from saelab_kernels.code import SparseCode
+from saelab_kernels.dispatch import get_backend
+from saelab_kernels.layout import is_feature_major
+from saelab_kernels.shapes import Float, Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GradientBuffers:
+    """Memory for gradients, kept over the steps: fresh tensors cost more than filling them."""
+
+    W_enc: Float[Tensor, "d_in d_sae"]
+    """The transpose of a contiguous `[d_sae, d_in]` tensor."""
+    b_enc: Float[Tensor, " d_sae"]
+    W_dec: Float[Tensor, "d_sae d_out"]
+
+    def __post_init__(self) -> None:
+        if not is_feature_major(self.W_enc) or not self.W_dec.is_contiguous():
+            raise ValueError(
+                "GradientBuffers: W_enc must be feature-major (layout.feature_major_like) and W_dec contiguous"
+            )
+
+    @classmethod
+    def for_shapes(
+        cls,
+        d_in: int,
+        d_sae: int,
+        d_out: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> GradientBuffers:
+        """Zero-filled buffers."""
+        return cls(
+            W_enc=torch.zeros(d_sae, d_in, dtype=dtype, device=device).t(),
+            b_enc=torch.zeros(d_sae, dtype=dtype, device=device),
+            W_dec=torch.zeros(d_sae, d_out, dtype=dtype, device=device),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gradients:
+    """Gradients of a scalar loss. The weights' ones are the buffers' tensors where buffers were given."""
+
+    W_enc: Float[Tensor, "d_in d_sae"]
+    b_enc: Float[Tensor, " d_sae"]
+    W_dec: Float[Tensor, "d_sae d_out"]
+    values: Float[Tensor, "*entries"]
+    """dL/dvalues in the shape of the code's values, 0 where the value is not above 0; this call's only."""
+
+
+@torch.no_grad()
+def code_gradients(
+    code: SparseCode,
+    x: Float[Tensor, "rows d_in"],
+    W_dec: Float[Tensor, "d_sae d_out"],
+    g_out: Float[Tensor, "rows d_out"] | None,
+    *,
+    g_values: Float[Tensor, "*entries"] | None = None,
+    buffers: GradientBuffers | None = None,
+    accumulate: bool = False,
+    backend: str | None = None,
+) -> Gradients:
+    """Gradients of `W_enc`, `b_enc`, `W_dec` and the code's values.
+
+    Args:
+        code: the code that was decoded, without spare capacity in use beyond `count`.
+        x: the encoder's input, as given to `encode_select`.
+        W_dec: the decoder that was used.
+        g_out: dL/dx_hat; None if the loss does not depend on the reconstruction.
+        g_values: direct dL/dvalues (a sparsity penalty), the shape of `code.values`; added before the mask.
+        buffers: written and returned; fresh memory if None.
+        accumulate: add to what `buffers` hold instead of replacing it.
+        backend: a name of `dispatch.available_backends()`; None means "torch".
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together; accumulate without buffers.
+    """
+    rows, d_sae = code.shape
+    values = code.values
+    if x.ndim != 2 or x.shape[0] != rows or W_dec.ndim != 2 or W_dec.shape[0] != d_sae:
+        raise ValueError(
+            f"code_gradients: x {list(x.shape)} and W_dec {list(W_dec.shape)} do not fit a code "
+            f"[{rows}, {d_sae}]"
+        )
+    if g_out is not None and g_out.shape != (rows, W_dec.shape[1]):
+        raise ValueError(
+            f"code_gradients: g_out {list(g_out.shape)} must be {[rows, W_dec.shape[1]]}, the shape of x_hat"
+        )
+    if g_values is not None and g_values.shape != values.shape:
+        raise ValueError(
+            f"code_gradients: g_values {list(g_values.shape)} must have the values' shape {list(values.shape)}"
+        )
+    given = [tensor for tensor in (x, W_dec, g_out, g_values) if tensor is not None]
+    if any(tensor.dtype != values.dtype for tensor in given):
+        raise ValueError(f"code_gradients: all tensors must have the dtype of the code, {values.dtype}")
+    if buffers is None:
+        if accumulate:
+            raise ValueError("code_gradients: accumulate needs the buffers to add to")
+        buffers = GradientBuffers.for_shapes(
+            x.shape[1], d_sae, W_dec.shape[1], dtype=values.dtype, device=values.device
+        )
+    elif buffers.W_enc.shape != (x.shape[1], d_sae) or buffers.W_dec.shape != W_dec.shape:
+        raise ValueError(
+            f"code_gradients: buffers W_enc {list(buffers.W_enc.shape)} and W_dec {list(buffers.W_dec.shape)} "
+            f"must be {[x.shape[1], d_sae]} and {list(W_dec.shape)}"
+        )
+    return get_backend(backend).code_gradients(code, x, W_dec, g_out, g_values, buffers, accumulate)

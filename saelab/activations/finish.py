@@ -1,0 +1,67 @@
+"""The last step of writing a store: documents, kept tokens, statistics, and then the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from saelab.activations import layout
+from saelab.activations.facts import StoredHook, StoreFacts
+from saelab.activations.row_map import RowMap
+from saelab.activations.statistics import HookStatistics, StatisticsAccumulator
+from saelab.activations.store import Store
+from saelab.errors import SaelabError
+from saelab.storage.manifest import write_manifest
+from saelab.storage.tensors import TensorFile, write_tensors
+from saelab.text.packing import DocumentTable
+
+
+def finish_store(
+    out: Path, facts: StoreFacts, keep: NDArray[np.bool_], documents: DocumentTable, names: list[str]
+) -> Store:
+    """Complete a store whose shards are written.
+
+    Args:
+        out: The store's folder.
+        facts: What it holds; the statistics are filled in here.
+        keep: Whether each token has an activation row.
+        documents: The documents of the token stream.
+        names: Further files that the manifest lists.
+
+    Raises:
+        SaelabError: No row belongs to the training split.
+    """
+    row_map = RowMap(keep, documents)
+    if row_map.count("train") == 0:
+        raise SaelabError(
+            f"caching: none of the {row_map.n_rows:,} rows belongs to the training split; give a text with more "
+            "documents, or a smaller heldout share"
+        )
+    layout.write_documents(out / layout.DOCUMENTS, documents)
+    layout.write_bits(out / layout.KEEP, keep)
+    statistics = {}
+    for hook in facts.hooks:
+        found = _statistics(out, hook, facts.shards, row_map)
+        write_tensors(out / layout.statistics_name(hook.slug), {"mean": found.mean})
+        statistics[hook.slug] = found.scalars()
+    facts = replace(facts, statistics=statistics)
+    all_names = [*names, layout.DOCUMENTS, layout.KEEP, *facts.data_names()]
+    write_manifest(out, "store", all_names, facts.to_content())
+    return Store.open(out)
+
+
+def _statistics(out: Path, hook: StoredHook, shards: tuple[int, ...], row_map: RowMap) -> HookStatistics:
+    accumulator = StatisticsAccumulator(hook.d_in)
+    first = 0
+    for shard, n_rows in enumerate(shards):
+        pieces = row_map.pieces_within("train", first, first + n_rows)
+        if pieces:
+            with TensorFile(out / layout.shard_name(hook.slug, shard)) as file:
+                x = file.read("activations")
+            accumulator.add(torch.cat([x[start - first : stop - first] for start, stop in pieces]))
+        first += n_rows
+    return accumulator.finish()

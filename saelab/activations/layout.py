@@ -1,0 +1,159 @@
+"""Where the parts of an activation store lie, and the raw arrays and tables among them.
+
+```
+manifest.json           facts, sizes and checksums; written last
+config.json             what was asked for and from which inputs; written first
+tokens.bin              int32 little-endian, the whole token stream
+rows.bin                int64 little-endian, where each row of tokens starts, and at the end the number of tokens
+documents.parquet       id, start, length, source, split
+keep.bin                one bit a token, lowest bit first: whether it has an activation row
+loss.bin                float32 little-endian, next-token loss of every token; NaN at the last token of a row
+statistics/<slug>.safetensors           mean of the training rows, float64
+hooks/<slug>/shard-000000.safetensors   activations [n, d_in], gradients [n, d_in] if asked for, token_index [n]
+```
+
+A store of somebody's own activations has no tokens, rows or losses; its documents are blocks of rows.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saelab.errors import DamagedFileError
+from saelab.storage.files import write_aside, write_bytes
+from saelab.text.packing import DocumentTable
+
+if TYPE_CHECKING:
+    import pyarrow
+
+CONFIG = "config.json"
+TOKENS = "tokens.bin"
+ROWS = "rows.bin"
+DOCUMENTS = "documents.parquet"
+KEEP = "keep.bin"
+LOSS = "loss.bin"
+LOSS_PARTS = "loss-parts"
+"""Folder of the losses of finished shards, until all are joined into `loss.bin`."""
+
+_DOCUMENT_COLUMNS = ("id", "start", "length", "source", "split")
+_SLUG = re.compile(r"\w[\w.-]*", re.ASCII)
+
+
+def shard_name(slug: str, shard: int) -> str:
+    """Return the name of a shard of activations."""
+    return f"hooks/{slug}/shard-{shard:06d}.safetensors"
+
+
+def loss_part_name(shard: int) -> str:
+    """Return the name of the losses of one shard's tokens."""
+    return f"{LOSS_PARTS}/shard-{shard:06d}.safetensors"
+
+
+def statistics_name(slug: str) -> str:
+    """Return the name of a hookpoint's mean."""
+    return f"statistics/{slug}.safetensors"
+
+
+def is_slug(name: object) -> bool:
+    """Whether a name is safe as the name of a folder inside the store."""
+    return isinstance(name, str) and _SLUG.fullmatch(name) is not None
+
+
+def write_array(path: Path, array: NDArray[np.generic]) -> None:
+    """Write an array as raw little-endian numbers."""
+    write_bytes(path, np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
+
+
+def map_array(path: Path, dtype: str, length: int) -> np.memmap:
+    """Map a raw array of known length read-only.
+
+    Raises:
+        DamagedFileError: The file is missing or has another length.
+    """
+    expected = length * np.dtype(dtype).itemsize
+    if not path.is_file() or path.stat().st_size != expected:
+        found = f"{path.stat().st_size:,} bytes" if path.is_file() else "no file"
+        raise DamagedFileError(f"{path}: expected {expected:,} bytes, found {found}; cache the store again")
+    if length == 0:
+        return np.empty(0, dtype=dtype).view(np.memmap)
+    return np.memmap(path, dtype=dtype, mode="r", shape=(length,))
+
+
+def write_bits(path: Path, bits: NDArray[np.bool_]) -> None:
+    """Write one bit for each value, lowest bit of a byte first."""
+    write_bytes(path, np.packbits(bits, bitorder="little").tobytes())
+
+
+def read_bits(path: Path, length: int) -> NDArray[np.bool_]:
+    """Read bits that `write_bits` wrote."""
+    packed = map_array(path, "u1", -(-length // 8))
+    return np.unpackbits(packed, count=length, bitorder="little").astype(np.bool_)
+
+
+def write_documents(path: Path, documents: DocumentTable) -> None:
+    """Write the document table as Parquet."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table(
+        {
+            "id": pyarrow.array(documents.ids, pyarrow.string()),
+            "start": pyarrow.array(documents.starts, pyarrow.int64()),
+            "length": pyarrow.array(documents.lengths, pyarrow.int64()),
+            "source": pyarrow.array(documents.sources, pyarrow.string()),
+            "split": pyarrow.array(
+                np.where(documents.heldout, "heldout", "train").tolist(), pyarrow.string()
+            ),
+        }
+    )
+    write_aside(path, lambda file: pyarrow.parquet.write_table(table, file))
+
+
+def read_documents(path: Path) -> pyarrow.Table:
+    """Read the document table.
+
+    Raises:
+        DamagedFileError: It is missing, not Parquet, or lacks a column.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DamagedFileError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    if missing := [name for name in _DOCUMENT_COLUMNS if name not in table.column_names]:
+        raise DamagedFileError(f"{path} has no column {missing[0]!r}")
+    return table
+
+
+def document_table(table: pyarrow.Table, n_tokens: int, path: Path) -> DocumentTable:
+    """Check a document table and turn it into arrays.
+
+    Raises:
+        DamagedFileError: The documents are not whole numbers of tokens, one behind the other, from
+            the first token to the last, or a split is unknown.
+    """
+    try:
+        starts = table["start"].to_numpy().astype(np.int64, casting="safe")
+        lengths = table["length"].to_numpy().astype(np.int64, casting="safe")
+    except (TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path}: start and length are not whole numbers") from error
+    splits = np.asarray(table["split"].to_pylist(), dtype=object)
+    whole = len(starts) > 0 and starts[0] == 0 and bool((lengths > 0).all())
+    if not whole or not np.array_equal(starts + lengths, np.append(starts[1:], n_tokens)):
+        raise DamagedFileError(f"{path}: the documents do not follow one another over {n_tokens:,} tokens")
+    if not np.isin(splits, ["train", "heldout"]).all():
+        raise DamagedFileError(f"{path}: a split is neither train nor heldout")
+    return DocumentTable(
+        ids=tuple(table["id"].to_pylist()),
+        starts=starts,
+        lengths=lengths,
+        sources=tuple(table["source"].to_pylist()),
+        heldout=splits == "heldout",
+    )

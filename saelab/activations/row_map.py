@@ -1,0 +1,60 @@
+"""Which activation rows belong to which split: rows stand in document order, a split is a set of stretches."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saelab.text.documents import Split
+from saelab.text.packing import DocumentTable
+
+
+class RowMap:
+    """Maps positions within a split to rows of the store."""
+
+    def __init__(self, keep: NDArray[np.bool_], documents: DocumentTable) -> None:
+        kept = np.add.reduceat(keep, documents.starts, dtype=np.int64)
+        ends = np.cumsum(kept)
+        self.n_rows = int(ends[-1])
+        # Neighbouring documents of one split form one stretch.
+        last = np.append(documents.heldout[1:] != documents.heldout[:-1], True)
+        stretch_ends = ends[last]
+        stretch_starts = np.append(0, stretch_ends[:-1])
+        heldout = documents.heldout[last]
+        self._stretches = {
+            "train": (stretch_starts[~heldout], stretch_ends[~heldout]),
+            "heldout": (stretch_starts[heldout], stretch_ends[heldout]),
+        }
+        self._before = {
+            split: np.append(0, np.cumsum(ends - starts)) for split, (starts, ends) in self._stretches.items()
+        }
+
+    def count(self, split: Split) -> int:
+        """Return the number of rows of a split."""
+        return int(self._before[split][-1])
+
+    def pieces(self, split: Split, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return the stretches of store rows that hold rows `start` to `stop` of a split, in order."""
+        starts, _ = self._stretches[split]
+        before = self._before[split]
+        first = int(np.searchsorted(before, start, side="right")) - 1
+        pieces = []
+        while start < stop:
+            end = min(stop, int(before[first + 1]))
+            if end > start:
+                shift = int(starts[first]) - int(before[first])
+                pieces.append((start + shift, end + shift))
+                start = end
+            first += 1
+        return pieces
+
+    def pieces_within(self, split: Split, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return the stretches of a split's rows among the store rows `start` to `stop`."""
+        starts, ends = self._stretches[split]
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(starts, stop, side="left"))
+        clipped = (
+            (max(start, int(a)), min(stop, int(b)))
+            for a, b in zip(starts[first:last], ends[first:last], strict=True)
+        )
+        return [(a, b) for a, b in clipped if b > a]

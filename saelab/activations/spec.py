@@ -1,0 +1,76 @@
+"""What to cache: torch-free, so that the command line can show it without loading anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from saelab.errors import UsageError
+from saelab.lm.spec import ModelSpec
+from saelab.text.spec import TextSpec
+
+StoredDtype = Literal["bfloat16", "float16", "float32"]
+ITEM_BYTES: dict[StoredDtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """A model, a text, the hookpoints to read, and what is stored of them."""
+
+    model: ModelSpec = field(default_factory=ModelSpec)
+    """The language model."""
+    text: TextSpec = field(default_factory=TextSpec)
+    """The text that it reads."""
+    at: tuple[str, ...]
+    """Hookpoints, in either spelling; all are read in one forward pass."""
+    tokens: int
+    """Activation rows to store for each hookpoint; fewer if the text ends before or outliers are masked."""
+    context: int = 256
+    """Longest row of tokens that the model sees at once, BOS included."""
+    packing: Literal["packed", "document"] = "packed"
+    """`packed` fills rows across documents; `document` begins a row with every document."""
+    dtype: StoredDtype = "bfloat16"
+    """Number format of the stored activations and gradients."""
+    mask_bos: bool = True
+    """Leave out BOS and other special tokens."""
+    mask_first_positions: int = 0
+    """Leave out so many first positions of every row, BOS included."""
+    mask_norm_ratio: float | None = None
+    """Leave out tokens whose norm exceeds so many times the median norm of the first batch, at any hookpoint."""
+    loss: bool = False
+    """Store the next-token loss of every token (needs the full forward pass)."""
+    gradients: bool = False
+    """Store the gradient of the summed loss at every activation (includes the losses)."""
+    batch_rows: int = 16
+    """Rows of tokens in one forward pass; part of the result to the last bit."""
+    shard_rows: int = 131_072
+    """Activation rows in one file, approximately: a shard ends with the batch that fills it."""
+
+    def __post_init__(self) -> None:
+        lowest = {"tokens": 1, "context": 2, "batch_rows": 1, "shard_rows": 1, "mask_first_positions": 0}
+        for name, least in lowest.items():
+            if (value := getattr(self, name)) < least:
+                raise UsageError(f"cache: {name} is {value}, it must be at least {least}")
+        if self.mask_first_positions >= self.context:
+            raise UsageError(
+                f"cache: mask_first_positions is {self.mask_first_positions}, which leaves nothing of rows of "
+                f"{self.context} tokens; it must be below context"
+            )
+        if self.mask_norm_ratio is not None and not self.mask_norm_ratio > 1:
+            raise UsageError(f"cache: mask_norm_ratio is {self.mask_norm_ratio}, it must be above 1")
+        if not self.at:
+            raise UsageError("cache: name at least one hookpoint (--at); `saelab hooks MODEL` lists them")
+        if self.packing not in ("packed", "document"):
+            raise UsageError(f"cache: packing {self.packing!r} is unknown; choose packed or document")
+        if self.dtype not in ITEM_BYTES:
+            raise UsageError(f"cache: dtype {self.dtype!r} is unknown; choose one of {', '.join(ITEM_BYTES)}")
+
+    @property
+    def stores_loss(self) -> bool:
+        """Whether losses are stored: asked for, or needed for gradients."""
+        return self.loss or self.gradients
+
+    @property
+    def batches_per_shard(self) -> int:
+        """Batches whose kept tokens make up one shard."""
+        return max(1, self.shard_rows // (self.batch_rows * self.context))

@@ -1,0 +1,54 @@
+"""`saelab ls [FOLDER]`: what is here, how large, and from what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from saelab.cli.options import Common, Result
+from saelab.quantities import format_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
+    """List the stores and runs in a folder."""
+
+    folder: tyro.conf.Positional[Path] = Path("runs")
+    """Where to look, subfolders included."""
+
+
+def run(options: Options) -> Result:
+    """Run the command."""
+    from saelab.storage.files import read_json
+    from saelab.storage.inspect import list_folders
+
+    entries: list[dict[str, Any]] = []
+    for folder in list_folders(options.folder):
+        entry = {
+            "path": str(folder.path),
+            "kind": folder.kind,
+            "bytes": folder.n_bytes,
+            "content": folder.content,
+        }
+        if folder.kind == "run":
+            entry["config"] = read_json(folder.path / "config.json")
+        entries.append(entry)
+    lines = [f"{e['kind']:<8} {format_bytes(e['bytes']):>10}  {e['path']}  {_about(e)}" for e in entries]
+    return Result(
+        {"folder": str(options.folder), "entries": entries}, "\n".join(lines) or "nothing of saelab here"
+    )
+
+
+def _about(entry: dict[str, Any]) -> str:
+    content = entry["content"]
+    if entry["kind"] == "run":
+        config = entry["config"]
+        options = ", ".join(f"{k}={v}" for k, v in config["recipe"].items() if k != "name")
+        return f"{config['recipe']['name']} ({options}), {config['width']:,} features at {config['hook']}"
+    if entry["kind"] == "store":
+        hooks = ", ".join(hook["alias"] or hook["module_path"] for hook in content.get("hooks", []))
+        return f"{content.get('model', {}).get('name', 'own activations')} at {hooks}"
+    return content.get("problem", "")

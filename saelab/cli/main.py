@@ -1,0 +1,103 @@
+"""`saelab COMMAND`: find the command, run it, print one result or one line of error."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+import traceback
+from importlib import import_module
+
+from saelab.errors import Interrupted, SaelabError, UsageError
+
+COMMANDS = {
+    "demo": "the whole loop on the embedded model, each stage timed",
+    "hooks": "the hookpoints of a model, without loading its weights",
+    "cache": "write a model's activations on a text to disk",
+    "train": "train an SAE on cached activations, or finish an interrupted run",
+    "evaluate": "sparsity, reconstruction, density and loss recovered",
+    "verify": "compare a folder with its checksums",
+    "ls": "what is in a folder, how large, and from what",
+}
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader (head, less) has gone; nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _write(_help())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        _write(f"saelab {version('saelab')}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    try:
+        return _run_command(command, rest)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        return _fail(command, "interrupted", EXIT_INTERRUPTED, rest)
+    except Interrupted as stopped:
+        return _fail(command, str(stopped), EXIT_INTERRUPTED, rest)
+    except UsageError as error:
+        return _fail(command, str(error), EXIT_USAGE, rest)
+    except SaelabError as error:
+        return _fail(command, str(error), EXIT_FAILED, rest)
+    except Exception as error:
+        text = f"unexpected {type(error).__name__}: {error}; run it with --debug for the trace"
+        return _fail(command, text, EXIT_FAILED, rest)
+
+
+def _run_command(command: str, arguments: list[str]) -> int:
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}"
+        raise UsageError(f"there is no such command; {hint}")
+    from saelab.cli.options import parse
+
+    module = import_module(f"saelab.cli.{command}")
+    options = parse(module.Options, command, arguments)
+    result = module.run(options)
+    _write(json.dumps(result.data, allow_nan=False) if options.json else result.text)
+    return result.exit_code
+
+
+def _fail(command: str, message: str, code: int, arguments: list[str]) -> int:
+    if "--debug" in arguments:
+        traceback.print_exc()
+    line = " ".join(message.split())
+    sys.stderr.write(f"saelab {command}: {line}\n")
+    return code
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: saelab COMMAND [options]",
+            "",
+            "Sparse autoencoders for language models: cache activations, train, evaluate.",
+            "",
+            *lines,
+            "",
+            "saelab COMMAND --help explains a command; --json prints its result as JSON.",
+        ]
+    )
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text + "\n")

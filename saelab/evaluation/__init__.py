@@ -1,0 +1,1 @@
+"""Metrics with one definition each: reconstruction, sparsity, loss recovered, examples, ground truth."""

@@ -1,0 +1,203 @@
+"""Evaluate an SAE on the held-out tokens of a store: one record with every metric."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from saelab.activations.store import Store, StoredHook
+from saelab.errors import UsageError
+from saelab.evaluation.autoencoder import Autoencoder, model_hash, reconstruct_tile, require_fit, tiles
+from saelab.evaluation.loss_recovered import LossMetrics, loss_recovered
+from saelab.evaluation.outliers import Outliers, find_outliers
+from saelab.evaluation.reconstruction import ReconstructionAccumulator, ReconstructionMetrics
+from saelab.evaluation.spec import EvaluationConfig
+from saelab.evaluation.tokens import EvaluatedTokens, choose_tokens
+from saelab.lm.hooks import resolve
+from saelab.lm.load import LanguageModel
+from saelab.lm.run import unembedding
+from saelab.progress import Progress
+from saelab.sae.feature_statistics import FeatureStatistics
+from saelab_kernels.shapes import Float, Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Every metric of one SAE on one set of tokens."""
+
+    reconstruction: ReconstructionMetrics
+    """Sparsity and reconstruction."""
+    loss: LossMetrics
+    """Loss of the language model with and without the SAE; all None where no model was given."""
+    undefined: dict[str, str]
+    """Each metric that is not defined, with the reason."""
+    warnings: tuple[str, ...]
+    """What makes the numbers doubtful, one sentence each."""
+    outlier_ratio: float | None
+    """Largest norm of an evaluated activation / their median norm."""
+    hook: str
+    """Module path of the hookpoint."""
+    tokens_hash: str
+    """Digest of the evaluated tokens and positions; evaluations compare only where it is equal."""
+    store_identity: str
+    """Identity of the store."""
+    model_identity: str
+    """Identity of the model whose activations were evaluated; empty for activations without one."""
+    config: EvaluationConfig
+    """How much was evaluated, and how."""
+    features: FeatureStatistics
+    """How often and how strongly each feature fired; not part of the JSON record."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON values, metrics at the top level."""
+        named = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("reconstruction", "loss", "features", "config", "warnings")
+        }
+        return {
+            **asdict(self.reconstruction),
+            **asdict(self.loss),
+            **named,
+            "warnings": list(self.warnings),
+            "config": asdict(self.config),
+        }
+
+
+def evaluate(
+    sae: Autoencoder,
+    store: Store,
+    hookpoint_name: str | None = None,
+    lm: LanguageModel | None = None,
+    *,
+    mean: Float[Tensor, " d_in"] | None = None,
+    config: EvaluationConfig | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluate an SAE on the kept tokens of the held-out documents of a store.
+
+    Args:
+        sae: Computes on the device where its weights are.
+        store: Activations of the hookpoint that the SAE was trained at.
+        hookpoint_name: Either spelling; None where the store has one hookpoint only.
+        lm: The store's model; without it the losses are not defined.
+        mean: Mean of the kept training activations for mean ablation; None takes it from the store's
+            statistics. A store of held-out text alone has none of its own.
+        config: How much is evaluated.
+        progress: Show progress on standard error.
+
+    Raises:
+        UsageError: The SAE or the model does not belong to these activations.
+        SaelabError: Losses of this kind of model cannot be computed.
+    """
+    config = config or EvaluationConfig()
+    hook = store.hook(hookpoint_name)
+    require_fit(sae, store, hook)
+    if lm is not None:
+        _require_own_model(store, lm)
+    chosen = choose_tokens(store, hook, config.tokens)
+    accumulator, outliers = _measure_reconstruction(sae, store, hook, chosen, config.tile, progress)
+    loss = _NO_LOSS
+    if lm is not None and len(chosen.sequence_rows):
+        with Progress(
+            "measuring the loss", len(chosen.sequence_rows), "sequences", quiet=not progress
+        ) as bar:
+            loss = loss_recovered(
+                sae,
+                lm,
+                store,
+                resolve(hook.module_path, lm.hookpoints),
+                rows=chosen.sequence_rows,
+                mean=store.statistics(hook).mean if mean is None else mean,
+                batch_rows=config.batch_rows,
+                tile=config.tile,
+                progress=bar,
+            )
+    reconstruction = accumulator.result()
+    return Evaluation(
+        reconstruction=reconstruction,
+        loss=loss,
+        undefined=_undefined(reconstruction, loss, has_model=lm is not None),
+        warnings=outliers.warnings,
+        outlier_ratio=outliers.ratio,
+        hook=hook.module_path,
+        tokens_hash=chosen.digest,
+        store_identity=store.identity,
+        model_identity=model_hash(store),
+        config=config,
+        features=accumulator.features(),
+    )
+
+
+_NO_LOSS = LossMetrics(
+    ce_clean=None,
+    ce_spliced=None,
+    ce_zero_ablation=None,
+    ce_mean_ablation=None,
+    ce_recovered_zero=None,
+    ce_recovered_mean=None,
+    kl=None,
+    n_predictions=0,
+)
+
+
+def _measure_reconstruction(
+    sae: Autoencoder, store: Store, hook: StoredHook, chosen: EvaluatedTokens, tile: int, progress: bool
+) -> tuple[ReconstructionAccumulator, Outliers]:
+    accumulator = ReconstructionAccumulator(d_out=sae.config.d_out, d_sae=sae.config.d_sae)
+    norms, token_index = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
+    with Progress("evaluating", chosen.n_tokens, "tokens", quiet=not progress) as bar:
+        for piece in tiles(chosen.n_tokens, tile):
+            rows = store.rows(hook, "heldout", piece.start, piece.stop)
+            x = rows.x.to(sae.W_dec.device, torch.float32)
+            accumulator.update(x, *reconstruct_tile(sae, x, tile))
+            norms.append(rows.x.double().norm(dim=1).numpy())
+            token_index.append(rows.token_index.numpy())
+            bar.advance(len(x))
+    return accumulator, find_outliers(store, np.concatenate(norms), np.concatenate(token_index))
+
+
+def _require_own_model(store: Store, lm: LanguageModel) -> None:
+    if lm.identity.hash != (found := model_hash(store)):
+        raise UsageError(
+            f"evaluate: {store.path} holds activations of model {found or '(none)'}, but "
+            f"{lm.identity.name} is model {lm.identity.hash}; give the store's own model"
+        )
+    unembedding(lm)
+
+
+def _undefined(
+    reconstruction: ReconstructionMetrics, loss: LossMetrics, *, has_model: bool
+) -> dict[str, str]:
+    """Say for each metric that is None why it is."""
+    reasons: dict[str, str] = {}
+    for name, value in asdict(reconstruction).items():
+        if value is None:
+            reasons[name] = _why_no_reconstruction(name, reconstruction)
+    for name, value in asdict(loss).items():
+        if value is None:
+            reasons[name] = _why_no_loss(name, loss, has_model)
+    return reasons
+
+
+def _why_no_reconstruction(name: str, metrics: ReconstructionMetrics) -> str:
+    if metrics.n_tokens == 0:
+        return "no held-out tokens"
+    if metrics.mse is None:
+        return "the reconstruction holds values that are not finite"
+    if name == "cosine":
+        return "every evaluated activation is zero"
+    return "the evaluated activations are all equal"
+
+
+def _why_no_loss(name: str, metrics: LossMetrics, has_model: bool) -> str:
+    if not has_model:
+        return "no language model was given"
+    if metrics.n_predictions == 0:
+        return "no prediction counts in the evaluated tokens"
+    if name in ("ce_recovered_zero", "ce_recovered_mean") and metrics.ce_spliced is not None:
+        return "the ablation does not change the loss"
+    return "the loss is not finite"

@@ -1,0 +1,152 @@
+"""What the SAE's reconstruction costs the language model: its loss with the activations replaced.
+
+Four runs of the model over the same sequences: clean; with the reconstruction in place of the
+activations; with zeros; with the mean of the training activations. Only kept positions are
+replaced: masked ones (BOS, outliers) stay clean in every run. The same predictions count in all of
+them: those made from kept positions of a token of the same document. The share of the loss that the
+reconstruction recovers is the ratio of SAEBench's core evaluation (reference code), for zero and for
+mean ablation; which positions count is stricter than there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from saelab.activations.store import Store
+from saelab.evaluation.autoencoder import Autoencoder, reconstruct_tile, tiles
+from saelab.evaluation.tokens import PaddedRows, padded_rows
+from saelab.lm.hooks import Hookpoint
+from saelab.lm.load import LanguageModel
+from saelab.lm.losses import losses_and_kl, next_token_losses
+from saelab.lm.run import edited, final_hidden, unembedding
+from saelab.progress import Progress
+from saelab.text.packing import predictions_that_count
+from saelab_kernels.shapes import Float, Tensor
+
+Replace = Callable[[Float[Tensor, "tokens d"]], Float[Tensor, "tokens d"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossMetrics:
+    """Losses in nats per counted prediction; None where a value is not defined."""
+
+    ce_clean: float | None
+    """Cross entropy of the model as it is."""
+    ce_spliced: float | None
+    """With x_hat in place of x at the kept positions."""
+    ce_zero_ablation: float | None
+    """With zeros in place of x at the kept positions."""
+    ce_mean_ablation: float | None
+    """With the mean of the training activations in place of x at the kept positions."""
+    ce_recovered_zero: float | None
+    """(ce_zero - ce_spliced) / (ce_zero - ce_clean); None where zero ablation changes nothing."""
+    ce_recovered_mean: float | None
+    """The same with mean ablation."""
+    kl: float | None
+    """Mean KL(clean || spliced) of the next-token distributions, nats."""
+    n_predictions: int
+    """Predictions that counted, the same in every run."""
+
+
+def loss_recovered(
+    sae: Autoencoder,
+    lm: LanguageModel,
+    store: Store,
+    hookpoint: Hookpoint,
+    *,
+    rows: np.ndarray,
+    mean: Float[Tensor, " d"],
+    batch_rows: int,
+    tile: int = 1024,
+    progress: Progress | None = None,
+) -> LossMetrics:
+    """Measure the loss with and without the SAE in the model.
+
+    Args:
+        sae: Reads and reconstructs the activations at ``hookpoint``.
+        lm: The model that the store's tokens were made for.
+        store: Its tokens, masks and documents say what is replaced and what counts.
+        hookpoint: Where the activations are replaced.
+        rows: Indices of the store's sequences to evaluate.
+        mean: Mean of the kept training activations ``[d]``, for mean ablation.
+        batch_rows: Sequences in one forward pass. The last pass is filled up with blank ones, so a
+            sequence's losses do not depend on how many follow; another value changes them by the
+            rounding of the model's matrix products alone.
+        tile: Tokens that the SAE sees at once.
+        progress: Told the sequences that are done.
+    """
+    counts = predictions_that_count(store.sequences)
+    replacements = _replacements(sae, mean, tile)
+    losses: list[Float[Tensor, "5 predictions"]] = []
+    for piece in tiles(len(rows), batch_rows):
+        batch = padded_rows(store, counts, rows[piece], batch_rows)
+        losses.append(_losses_of_batch(lm, hookpoint, replacements, batch))
+        if progress is not None:
+            progress.advance(piece.stop - piece.start)
+    return _metrics(torch.cat(losses, dim=1) if losses else torch.zeros(5, 0))
+
+
+def _replacements(sae: Autoencoder, mean: Float[Tensor, " d"], tile: int) -> tuple[Replace, Replace, Replace]:
+    def spliced(x: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
+        ready = x.to(sae.W_dec.device, torch.float32)
+        pieces = [reconstruct_tile(sae, ready[piece], tile).x_hat for piece in tiles(len(ready), tile)]
+        return torch.cat(pieces) if pieces else ready
+
+    return spliced, torch.zeros_like, lambda x: mean.to(x.device, x.dtype).expand_as(x)
+
+
+def _losses_of_batch(
+    lm: LanguageModel, hookpoint: Hookpoint, replacements: tuple[Replace, Replace, Replace], batch: PaddedRows
+) -> Float[Tensor, "5 predictions"]:
+    """Return clean, spliced, zero and mean cross entropy and KL of each counted prediction, in order."""
+    if not batch.counted.any():
+        return torch.zeros(5, 0)
+    ids, kept, counted = (tensor.to(lm.device) for tensor in batch)
+    targets = ids.roll(-1, dims=1)[counted]
+    head = unembedding(lm)
+    clean = final_hidden(lm, ids)[counted]
+    spliced, zero, mean = (
+        _hidden_with(lm, hookpoint, kept, replace, ids)[counted] for replace in replacements
+    )
+    ce_clean, ce_spliced, kl = losses_and_kl(clean, spliced, head, targets)
+    ce_zero, ce_mean = (next_token_losses(hidden, head, targets) for hidden in (zero, mean))
+    return torch.stack([ce_clean, ce_spliced, ce_zero, ce_mean, kl]).cpu()
+
+
+def _hidden_with(
+    lm: LanguageModel, hookpoint: Hookpoint, kept: Tensor, replace: Replace, ids: Tensor
+) -> Float[Tensor, "rows length d"]:
+    def edit(x: Float[Tensor, "rows length d"]) -> Float[Tensor, "rows length d"]:
+        changed = x.clone()
+        changed[kept] = replace(x[kept]).to(x.device, x.dtype)
+        return changed
+
+    with edited(lm, {hookpoint: edit}):
+        return final_hidden(lm, ids)
+
+
+def _metrics(losses: Float[Tensor, "5 predictions"]) -> LossMetrics:
+    n_predictions = losses.shape[1]
+    # One float64 sum over all predictions in token order: batches leave no trace in it.
+    means = losses.double().mean(1)
+    clean, spliced, zero, mean, kl = (value if np.isfinite(value) else None for value in means.tolist())
+    return LossMetrics(
+        ce_clean=clean,
+        ce_spliced=spliced,
+        ce_zero_ablation=zero,
+        ce_mean_ablation=mean,
+        ce_recovered_zero=_recovered(clean, spliced, zero),
+        ce_recovered_mean=_recovered(clean, spliced, mean),
+        kl=kl,
+        n_predictions=n_predictions,
+    )
+
+
+def _recovered(clean: float | None, spliced: float | None, ablated: float | None) -> float | None:
+    if clean is None or spliced is None or ablated is None or ablated == clean:
+        return None
+    return (ablated - spliced) / (ablated - clean)

@@ -1,0 +1,157 @@
+"""Evaluate a run folder: find its store and model, and keep the record beside the SAE."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from saelab.activations.cache import cache_activations
+from saelab.activations.spec import CacheConfig
+from saelab.activations.store import Store
+from saelab.errors import DamagedFileError, UsageError
+from saelab.evaluation.evaluate import Evaluation, evaluate
+from saelab.evaluation.spec import EvaluationConfig
+from saelab.lm.load import LanguageModel, load_model
+from saelab.lm.spec import ModelSpec
+from saelab.sae.files import sae_identity
+from saelab.storage.files import write_json
+from saelab.storage.lock import locked
+from saelab.storage.manifest import write_manifest
+from saelab.text.documents import HELDOUT_SHARE
+from saelab.text.spec import TextSpec
+from saelab.training.run import SAE, Run
+
+EVALUATIONS = "evaluations"
+
+
+def store_of(run: Run, given: Path | None = None) -> Store:
+    """Open the store that a run was trained on, or the one that is given.
+
+    Raises:
+        UsageError: The run's own store is not where it was, or is not the same any more.
+    """
+    if given is not None:
+        return Store.open(given)
+    if not run.store_path.exists():
+        raise UsageError(f"the store of {run.path} is not at {run.store_path} any more; give it with --store")
+    store = Store.open(run.store_path)
+    if store.identity != run.config.store_identity:
+        raise UsageError(
+            f"{run.store_path} is not the store that {run.path} was trained on; give one with --store"
+        )
+    return store
+
+
+def model_of(store: Store, given: LanguageModel | None = None) -> LanguageModel | None:
+    """Load the language model of a store; None for activations that have none."""
+    if given is not None or not store.model_identity:
+        return given
+    return load_model(store.model_spec())
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    store: Store | None = None,
+    text: str | None = None,
+    config: EvaluationConfig | None = None,
+    lm: LanguageModel | None = None,
+    name: str = "heldout",
+    quiet: bool = False,
+) -> Evaluation:
+    """Evaluate a run and write ``RUN/evaluations/NAME.json``.
+
+    Args:
+        run: A finished run.
+        store: Evaluate on the held-out documents of this store instead of the run's own.
+        text: Evaluate on a text source instead: held-out documents of ``stdlib``, all of a file.
+        config: How much is evaluated.
+        lm: The store's model, if it is loaded already.
+        name: Name of the record.
+        quiet: Show no progress.
+
+    Raises:
+        UsageError: Store, text and run do not belong together.
+    """
+    if store is not None and text is not None:
+        raise UsageError("evaluate: give --store or --text, not both")
+    config = config or EvaluationConfig()
+    sae = run.sae()
+    if text is None:
+        evaluation = _on_store(run, store or store_of(run), config, lm, quiet)
+    else:
+        home = store_of(run)
+        with _text_store(run, home, text, config, lm, quiet) as other:
+            mean = home.statistics(home.hook(run.config.hook)).mean
+            evaluation = evaluate(
+                sae, other, run.config.hook, model_of(other, lm), mean=mean, config=config, progress=not quiet
+            )
+    _write(run, name, evaluation)
+    return evaluation
+
+
+def _on_store(
+    run: Run, store: Store, config: EvaluationConfig, lm: LanguageModel | None, quiet: bool
+) -> Evaluation:
+    sae = run.sae()
+    if sae.config.model_identity != store.model_identity:
+        raise UsageError(
+            f"{run.path} was trained on model {sae.config.model_name} ({sae.config.model_identity[:12]}), "
+            f"{store.path} holds activations of another one ({store.model_identity[:12]})"
+        )
+    return evaluate(sae, store, run.config.hook, model_of(store, lm), config=config, progress=not quiet)
+
+
+@contextmanager
+def _text_store(
+    run: Run, home: Store, text: str, config: EvaluationConfig, lm: LanguageModel | None, quiet: bool
+) -> Iterator[Store]:
+    """Cache a text for the time of one evaluation, as the run's own store was cached."""
+    own_text = text.startswith("stdlib")
+    spec = TextSpec(source=text, heldout_share=HELDOUT_SHARE if own_text else 1.0, only_heldout=True)
+    cache = home.cache_config
+    if cache is None:
+        raise UsageError(f"{home.path} holds activations without a model: a text cannot be evaluated")
+    with tempfile.TemporaryDirectory(prefix="saelab-") as folder:
+        yield cache_activations(
+            CacheConfig(
+                model=ModelSpec(name=cache.model.name, revision=cache.model.revision),
+                text=spec,
+                at=(run.config.hook,),
+                tokens=config.tokens,
+                context=cache.context,
+                packing=cache.packing,
+                dtype=cache.dtype,
+                mask_bos=cache.mask_bos,
+                mask_first_positions=cache.mask_first_positions,
+            ),
+            Path(folder) / "store",
+            progress=not quiet,
+            lm=lm,
+        )
+
+
+def _write(run: Run, name: str, evaluation: Evaluation) -> None:
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise UsageError(f"evaluate: {name!r} cannot name a record; use letters, digits, - and _")
+    folder = run.path / EVALUATIONS
+    record = evaluation.to_json() | {"sae_identity": sae_identity(run.path / SAE)}
+    with locked(folder, "evaluate"):
+        write_json(folder / f"{name}.json", record)
+        names = [path.name for path in folder.glob("*.json") if path.name != "manifest.json"]
+        write_manifest(folder, "evaluations", names, {"run": run.path.name})
+
+
+def open_run(path: Path | str) -> Run:
+    """Open a run, with a message that helps where the path is something else."""
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; saelab ls shows what is here")
+    try:
+        return Run.open(path)
+    except DamagedFileError as error:
+        if (path / "config.json").exists() and not (path / "manifest.json").exists():
+            raise UsageError(f"{path} is a run that is not finished; run its train command again") from error
+        raise

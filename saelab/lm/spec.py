@@ -1,0 +1,22 @@
+"""Which language model to load and how: plain data, free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A language model by name, and how to hold it in memory."""
+
+    name: str = "embedded"
+    """``embedded``, a local folder in the Hugging Face layout, or a name on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; local models have none."""
+    device: str = "auto"
+    """Where the model runs; ``auto`` takes cuda, then mps, then cpu."""
+    dtype: Dtype = "auto"
+    """Number format of the weights; ``auto`` is float32 on the CPU and the saved one elsewhere."""

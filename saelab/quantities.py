@@ -1,0 +1,44 @@
+"""Numbers as people write them: ``200k``, ``100M``, ``x8``. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+
+from saelab.errors import UsageError
+
+_SUFFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
+_NUMBER = re.compile(r"([0-9][0-9_,]*(?:\.[0-9]+)?)([kKMGB]?)")
+
+
+def parse_count(text: str | int) -> int:
+    """Read a positive whole number such as ``4096``, ``200k`` or ``1.5M``.
+
+    Raises:
+        UsageError: It is not one.
+    """
+    match = _NUMBER.fullmatch(str(text).strip())
+    if match:
+        value = float(match.group(1).replace(",", "").replace("_", "")) * _SUFFIXES[match.group(2)]
+        if value == int(value) and value > 0:
+            return int(value)
+    raise UsageError(f"{text!r} is not a positive whole number; write for example 4096, 200k or 1.5M")
+
+
+def parse_width(text: str | int, d_in: int) -> int:
+    """Read a dictionary width: a number, or ``x8`` for 8 times ``d_in``.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if isinstance(text, str) and text.startswith("x"):
+        return parse_count(text[1:]) * d_in
+    return parse_count(text)
+
+
+def format_bytes(count: float) -> str:
+    """Write a number of bytes for people, for example ``1.4 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

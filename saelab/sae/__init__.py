@@ -1,0 +1,1 @@
+"""The sparse autoencoder: its configuration, units, weights on disk, encode and decode."""

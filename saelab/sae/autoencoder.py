@@ -1,0 +1,124 @@
+"""The autoencoder: normalise, encode, allocate, decode, un-normalise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from saelab_kernels.code import SparseCode
+from saelab_kernels.decode import decode
+from saelab_kernels.rules import rule_from_json
+from saelab_kernels.select import encode_select
+from saelab_kernels.shapes import Float, Tensor
+from torch import nn
+
+from saelab.errors import SaelabError
+from saelab.sae.config import SAEConfig
+from saelab.sae.normalisation import TokenScale, denormalise, normalise
+
+
+@dataclass(frozen=True)
+class SAEParameters:
+    """The four tensors that every autoencoder has, float32."""
+
+    W_enc: Float[Tensor, "d_in d_sae"]
+    b_enc: Float[Tensor, " d_sae"]
+    W_dec: Float[Tensor, "d_sae d_out"]
+    b_dec: Float[Tensor, " d_out"]
+
+    def named(self) -> dict[str, Tensor]:
+        """Return the tensors by their names."""
+        return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+
+
+class Reconstruction(NamedTuple):
+    """What an autoencoder makes of activations."""
+
+    x_hat: Float[Tensor, "tokens d_out"]
+    """The reconstruction, in the units of the input."""
+    code: SparseCode
+    """The features that are active on each token."""
+
+
+class SparseAutoencoder(nn.Module):
+    """A trained SAE over raw model activations.
+
+    `x -> normalise -> (x - b_dec) W_enc + b_enc -> allocate -> code -> code W_dec + b_dec -> un-normalise`
+
+    Args:
+        config: What the SAE is; also its units.
+        parameters: Weights, float32.
+        theta: Threshold of the inference rule, one number or one for each feature, where it has one.
+    """
+
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    theta: Tensor | None
+
+    def __init__(self, config: SAEConfig, parameters: SAEParameters, theta: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.rule = rule_from_json(config.inference)
+        expected = {
+            "W_enc": (config.d_in, config.d_sae),
+            "b_enc": (config.d_sae,),
+            "W_dec": (config.d_sae, config.d_out),
+            "b_dec": (config.d_out,),
+        }
+        for name, tensor in parameters.named().items():
+            if tuple(tensor.shape) != expected[name]:
+                raise SaelabError(f"{name} has shape {tuple(tensor.shape)}, the config says {expected[name]}")
+            setattr(self, name, nn.Parameter(tensor.detach(), requires_grad=False))
+        self.register_buffer("theta", theta)
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "tokens d_in"]) -> SparseCode:
+        """Return the active features of each token, bit for bit the same in any batch.
+
+        Raises:
+            SaelabError: ``x`` does not have ``d_in`` columns.
+        """
+        return self._encode(x)[0]
+
+    @torch.no_grad()
+    def decode(self, code: SparseCode) -> Float[Tensor, "tokens d_out"]:
+        """Return what a code stands for, in the units of the model's activations.
+
+        Raises:
+            SaelabError: The SAE normalises each token by its own scale, which a code does not hold;
+                use `reconstruct`.
+        """
+        if self.config.target_normalisation.is_per_token:
+            raise SaelabError(
+                f"decode: this SAE works relative to each token's scale ({self.config.target_normalisation.kind}), "
+                "which a code does not hold; call reconstruct(x)"
+            )
+        return self._decode(code, TokenScale(1.0 * self.config.target_normalisation.factor, 0.0))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Float[Tensor, "tokens d_in"]) -> Reconstruction:
+        """Encode and decode in one call."""
+        code, stats = self._encode(x)
+        if not self.config.target_normalisation.is_per_token:
+            stats = TokenScale(1.0 * self.config.target_normalisation.factor, 0.0)
+        return Reconstruction(self._decode(code, stats), code)
+
+    def forward(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_out"]:
+        """Return the reconstruction of ``x``."""
+        return self.reconstruct(x).x_hat
+
+    def _encode(self, x: Float[Tensor, "tokens d_in"]) -> tuple[SparseCode, TokenScale]:
+        if x.dim() != 2 or x.shape[1] != self.config.d_in:
+            raise SaelabError(
+                f"encode: x has shape {tuple(x.shape)}, this SAE reads [tokens, {self.config.d_in}]"
+            )
+        scaled, stats = normalise(x.to(self.W_enc.dtype), self.config.input_normalisation)
+        if self.config.apply_b_dec_to_input:
+            scaled = scaled - self.b_dec
+        return encode_select(scaled, self.W_enc, self.b_enc, self.rule, theta=self.theta).code, stats
+
+    def _decode(self, code: SparseCode, stats: TokenScale) -> Float[Tensor, "tokens d_out"]:
+        return denormalise(decode(code, self.W_dec, self.b_dec), stats)

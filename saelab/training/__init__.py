@@ -1,0 +1,1 @@
+"""Training: the loop, objectives, recipes, dead features, optimiser, checkpoints and runs."""

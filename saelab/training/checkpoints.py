@@ -1,0 +1,112 @@
+"""Checkpoints: everything that a run needs to go on with the same bits."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saelab_kernels.shapes import Tensor
+
+from saelab.errors import DamagedFileError
+from saelab.storage.files import read_json, write_json
+from saelab.storage.manifest import check_file, read_manifest, write_manifest
+from saelab.storage.tensors import read_tensors, write_tensors
+
+TENSORS, FACTS = "state.safetensors", "state.json"
+KEPT = 2
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run between two steps."""
+
+    step: int
+    """Steps done."""
+    tensors: dict[str, Tensor]
+    """Weights, moments, counters and the recipe's state, by dotted names."""
+    facts: dict[str, Any]
+    """Cursor, size of the metrics file, thread count."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_forever: bool, every: int) -> None:
+    """Write a checkpoint and remove those that are no longer needed.
+
+    Kept are the last two at regular steps, those marked ``keep_forever`` (the one before the
+    learning rate decays, from which a run can be extended), and this one.
+
+    Args:
+        folder: The run's ``checkpoints`` folder.
+        checkpoint: What to save.
+        keep_forever: Whether this one outlives later ones.
+        every: Regular steps are multiples of this number.
+    """
+    place = folder / f"step-{checkpoint.step:06d}"
+    if place.exists():
+        shutil.rmtree(place)
+    write_tensors(place / TENSORS, checkpoint.tensors)
+    write_json(place / FACTS, checkpoint.facts | {"step": checkpoint.step, "keep": keep_forever})
+    write_manifest(place, "checkpoint", [TENSORS, FACTS], {"step": checkpoint.step})
+    _prune(folder, every)
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest whole checkpoint; unfinished ones are skipped, damaged ones are an error.
+
+    Raises:
+        DamagedFileError: Its files are not what its manifest says.
+    """
+    for place in reversed(finished_checkpoints(folder)):
+        manifest = read_manifest(place, "checkpoint")
+        for name in manifest.files:
+            try:
+                check_file(place, name, manifest)
+            except DamagedFileError as error:
+                raise DamagedFileError(
+                    f"{error}; remove {place} to go on from the checkpoint before it"
+                ) from error
+        facts = read_json(place / FACTS)
+        return Checkpoint(facts["step"], read_tensors(place / TENSORS), facts)
+    return None
+
+
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """Return the folders of whole checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(m.group(1)), place) for place in folder.iterdir() if (m := _NAME.fullmatch(place.name))]
+    return [place for _, place in sorted(found) if (place / "manifest.json").exists()]
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what interrupted writers left; call it while holding the run's lock."""
+    finished = set(finished_checkpoints(folder))
+    for place in folder.glob("step-*"):
+        if place not in finished:
+            shutil.rmtree(place)
+
+
+def keep_regular_only(folder: Path, every: int, last_step: int) -> None:
+    """Remove checkpoints that exist only because a run was interrupted, so that equal runs end equal."""
+    for place in finished_checkpoints(folder):
+        facts = read_json(place / FACTS)
+        if facts["step"] % every and facts["step"] != last_step and not facts["keep"]:
+            _remove(place)
+
+
+def _prune(folder: Path, every: int) -> None:
+    places = finished_checkpoints(folder)
+    regular = [place for place in places if read_json(place / FACTS)["step"] % every == 0]
+    needed = {*regular[-KEPT:], *places[-1:]}
+    for place in places:
+        if place not in needed and not read_json(place / FACTS)["keep"]:
+            _remove(place)
+
+
+def _remove(place: Path) -> None:
+    # Without its manifest it no longer counts, so that a crash in between leaves no half checkpoint.
+    (place / "manifest.json").unlink()
+    shutil.rmtree(place)

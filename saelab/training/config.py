@@ -1,0 +1,159 @@
+"""What a training run is told. Imports no torch: the command line, the run folder and the app share it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from saelab.errors import UsageError
+from saelab.training.recipes import make_recipe
+
+if TYPE_CHECKING:
+    from saelab.training.recipes.base import Recipe
+
+REFERENCE_WIDTH = 2**14
+REFERENCE_LR = 2e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How the learning rate moves; shares of the run, so that short and long runs behave alike."""
+
+    warmup_share: float = 0.05
+    """Share of the steps over which the learning rate rises linearly from 0."""
+    decay_share: float = 0.3
+    """Share of the steps, at the end, over which it falls linearly to 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadFeatures:
+    """When a feature counts as dead, and how it is brought back (AuxK)."""
+
+    min_tokens: int = 100_000
+    """A feature is dead after at least so many tokens without firing."""
+    share_of_run: float = 0.05
+    """And after at least this share of the run's tokens."""
+    aux_k: int | None = None
+    """Dead features that try to explain the residual of each token; half of d_out where not given."""
+    coefficient: float = 1 / 32
+    """Weight of AuxK beside the normalised reconstruction loss; 0 switches it off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run: an SAE of one width on one hook of one activation store."""
+
+    recipe: Recipe
+    """Allocation, objective and their options."""
+    hook: str
+    """Module path of the activations, as the store names it."""
+    width: int
+    """Number of features, d_sae."""
+    tokens: int
+    """Tokens to train on, passes over the store included."""
+    batch: int = 2048
+    """Tokens in a step."""
+    lr: float
+    """Peak learning rate of Adam."""
+    seed: int = 0
+    """Seed of the weights and of the order of the data."""
+    normalisation: Literal["scale", "none", "layer_norm", "unit_norm"] = "scale"
+    """How activations are scaled: ``scale`` and ``none`` fold into the weights, the others do not."""
+    schedule: Schedule = field(default_factory=Schedule)
+    """Warm-up and decay of the learning rate."""
+    dead: DeadFeatures = field(default_factory=DeadFeatures)
+    """The policy for dead features."""
+    grad_clip: float = 1.0
+    """Largest global norm of the (projected) gradient."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 20
+    """Steps between lines of metrics."""
+    skip_nonfinite: bool = False
+    """Leave out batches with NaN or inf instead of stopping."""
+    device: str = "cpu"
+    """Device to train on."""
+    store_identity: str
+    """Identity of the activation store."""
+
+    @property
+    def steps(self) -> int:
+        """Number of optimiser steps."""
+        return max(1, self.tokens // self.batch)
+
+    def check(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            UsageError: Naming the value and its bound.
+        """
+        for name in ("width", "tokens", "batch", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.tokens < self.batch:
+            raise UsageError(f"tokens ({self.tokens:,}) must be at least one batch ({self.batch:,})")
+        if not 0 < self.lr < float("inf"):
+            raise UsageError(f"lr must be a positive number, not {self.lr}")
+        if not self.grad_clip > 0:
+            raise UsageError(f"grad_clip must be positive, not {self.grad_clip}")
+        shares = (self.schedule.warmup_share, self.schedule.decay_share)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise UsageError(
+                f"warm-up and decay take shares {shares} of the run; they must be >= 0 and sum to <= 1"
+            )
+        if self.dead.coefficient < 0 or self.dead.min_tokens < 1 or self.dead.share_of_run < 0:
+            raise UsageError(
+                "the dead-feature policy needs coefficient >= 0, min_tokens >= 1 and share_of_run >= 0"
+            )
+        if self.dead.aux_k is not None and self.dead.aux_k < 1:
+            raise UsageError(
+                f"aux_k must be at least 1, not {self.dead.aux_k}; a coefficient of 0 switches AuxK off"
+            )
+        self.recipe.check(self.width)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the configuration as plain JSON values."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return plain | {
+            "recipe": self.recipe.to_json(),
+            "schedule": asdict(self.schedule),
+            "dead": asdict(self.dead),
+        }
+
+
+def default_lr(width: int) -> float:
+    """Return `2e-4 / sqrt(width / 2^14)` (reference code: dictionary_learning, after Gao et al. 2024), doubled.
+
+    The doubling is ours: on the small model that ships with saelab it gives a lower loss in runs of
+    a few million tokens.
+    """
+    return 2 * REFERENCE_LR / (width / REFERENCE_WIDTH) ** 0.5
+
+
+def train_config_from_json(raw: Any, where: str) -> TrainConfig:
+    """Read a configuration strictly: unknown and missing fields are errors.
+
+    Raises:
+        UsageError: Naming the fields.
+    """
+    options = _fields_of(raw, TrainConfig, where)
+    recipe = dict(options["recipe"])
+    return TrainConfig(
+        **options
+        | {
+            "recipe": make_recipe(recipe.pop("name", ""), recipe),
+            "schedule": Schedule(**_fields_of(options["schedule"], Schedule, f"{where}: schedule")),
+            "dead": DeadFeatures(**_fields_of(options["dead"], DeadFeatures, f"{where}: dead")),
+        }
+    )
+
+
+def _fields_of(raw: Any, kind: type, where: str) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise UsageError(f"{where} is not a table of fields")
+    expected = {f.name for f in fields(kind)}
+    if missing := sorted(expected - raw.keys()):
+        raise UsageError(f"{where} lacks {', '.join(missing)}")
+    if unknown := sorted(raw.keys() - expected):
+        raise UsageError(f"{where} has unknown fields: {', '.join(unknown)}")
+    return raw

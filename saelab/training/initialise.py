@@ -1,0 +1,57 @@
+"""Weights before the first step."""
+
+from __future__ import annotations
+
+import torch
+from saelab_kernels.shapes import Float, Tensor
+
+from saelab.sae.autoencoder import SAEParameters
+
+MEDIAN_SAMPLE = 32_768
+
+
+def geometric_median(
+    x: Float[Tensor, "tokens d"], max_iterations: int = 100, tolerance: float = 1e-5
+) -> Float[Tensor, " d"]:
+    """Return the point with the least mean distance to the rows of ``x``, by Weiszfeld's iteration.
+
+    It is where `b_dec` starts (reference code: openai/sparse_autoencoder, dictionary_learning): unlike
+    the mean it does not follow a few huge activations. Computed in float64 on the host.
+
+    Args:
+        x: Sample of activations, at most some ten thousand rows.
+        max_iterations: Largest number of iterations.
+        tolerance: Stop when a step is shorter than this share of the median's distance scale.
+    """
+    points = x.double().cpu()
+    median = points.mean(0)
+    for _ in range(max_iterations):
+        distances = torch.linalg.vector_norm(points - median, dim=1)
+        scale = distances.mean()
+        if scale == 0:
+            break
+        weights = 1.0 / distances.clamp_min(1e-12 * scale)
+        new = (points * weights[:, None]).sum(0) / weights.sum()
+        step = torch.linalg.vector_norm(new - median)
+        median = new
+        if step <= tolerance * scale:
+            break
+    return median.to(x.dtype)
+
+
+def initial_parameters(sample: Float[Tensor, "tokens d_in"], d_sae: int, seed: int) -> SAEParameters:
+    """Return tied, unit-norm random directions around the geometric median of a sample.
+
+    `W_dec` rows are random with norm 1, `W_enc = W_dec^T`, `b_enc = 0`, `b_dec` the geometric median
+    (paper: Gao et al. 2024). `W_enc` is kept in memory as the transpose of a contiguous
+    ``[d_sae, d_in]`` matrix, the order that the kernels read fastest.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    W_dec = torch.randn(d_sae, sample.shape[1], generator=generator)
+    W_dec /= torch.linalg.vector_norm(W_dec, dim=1, keepdim=True)
+    return SAEParameters(
+        W_enc=W_dec.clone().T,
+        b_enc=torch.zeros(d_sae),
+        W_dec=W_dec,
+        b_dec=geometric_median(sample[:MEDIAN_SAMPLE]).float().cpu(),
+    )

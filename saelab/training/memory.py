@@ -1,0 +1,87 @@
+"""How much memory and disk a run needs, known before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from saelab.errors import SaelabError
+from saelab.training.config import TrainConfig
+
+FLOAT32 = 4
+COPIES = 4
+"""Weights, gradients and Adam's two moments."""
+ENCODER_TILE_ROWS = 512
+POOL_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a run needs, in bytes."""
+
+    parameters: int
+    """Number of trained numbers."""
+    weights_and_moments_bytes: int
+    """Weights, gradients and moments."""
+    buffers_bytes: int
+    """Encoder tiles, the batch, and the pool in which rows are mixed."""
+    checkpoint_bytes: int
+    """One checkpoint on disk; up to four are kept."""
+    steps: int
+    """Optimiser steps."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory in all."""
+        return self.weights_and_moments_bytes + self.buffers_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Disk space in all."""
+        return 4 * self.checkpoint_bytes + self.parameters * FLOAT32
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain JSON values."""
+        return asdict(self) | {"memory_bytes": self.memory_bytes, "disk_bytes": self.disk_bytes}
+
+
+def plan_training(config: TrainConfig, d_in: int) -> TrainPlan:
+    """Compute what a run needs."""
+    parameters = 2 * d_in * config.width + config.width + d_in
+    buffers = 2 * ENCODER_TILE_ROWS * config.width + 8 * config.batch * d_in
+    return TrainPlan(
+        parameters=parameters,
+        weights_and_moments_bytes=COPIES * parameters * FLOAT32,
+        buffers_bytes=buffers * FLOAT32 + 2 * POOL_BYTES,
+        checkpoint_bytes=3 * parameters * FLOAT32 + 8 * config.width,
+        steps=config.steps,
+    )
+
+
+def require_memory(config: TrainConfig, d_in: int, available: int | None = None) -> TrainPlan:
+    """Refuse a run that cannot fit, naming the largest width that does.
+
+    Raises:
+        SaelabError: More memory is needed than the machine has free.
+    """
+    plan = plan_training(config, d_in)
+    free = available_memory_bytes() if available is None else available
+    if free is not None and plan.memory_bytes > free:
+        fixed = 8 * config.batch * d_in * FLOAT32 + 2 * POOL_BYTES
+        per_feature = (COPIES * (2 * d_in + 1) + 2 * ENCODER_TILE_ROWS) * FLOAT32
+        largest = max(0, (free - fixed) // per_feature)
+        raise SaelabError(
+            f"width {config.width:,} needs {plan.memory_bytes / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free; "
+            f"the largest width that fits is about {largest:,}"
+        )
+    return plan
+
+
+def available_memory_bytes() -> int | None:
+    """Return the memory that can still be used on this machine, or None where that is not known."""
+    try:
+        with open("/proc/meminfo") as file:  # noqa: PTH123 - a pseudo file
+            lines = dict(line.split(":", 1) for line in file)
+    except OSError:
+        return None
+    return int(lines["MemAvailable"].split()[0]) * 1024

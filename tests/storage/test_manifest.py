@@ -1,0 +1,107 @@
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from saelab.errors import DamagedFileError, UsageError
+from saelab.storage.files import write_bytes
+from saelab.storage.inspect import list_folders, verify_folder
+from saelab.storage.manifest import check_file, read_manifest, write_manifest
+
+
+FIELDS = ["format", "version", "content", "files", "bytes", "blake2b", "saelab-run"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_bytes(tmp_path / "run" / "data.bin", b"0123456789")
+    write_bytes(tmp_path / "run" / "deep" / "more.bin", b"abc")
+    write_manifest(tmp_path / "run", "run", ["data.bin", "deep/more.bin"], {"fact": 1})
+    return tmp_path / "run"
+
+
+def rewrite(folder, **changes):
+    raw = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(raw | changes))
+
+
+def test_a_manifest_tells_kind_content_sizes_and_checksums(folder):
+    manifest = read_manifest(folder, "run")
+    assert manifest.content == {"fact": 1}
+    assert manifest.files["data.bin"]["bytes"] == 10
+    for name in manifest.files:
+        check_file(folder, name, manifest)
+
+
+@pytest.mark.parametrize("bit", [0, 37, 79])
+def test_one_flipped_bit_is_found_and_the_file_is_named(folder, bit):
+    content = bytearray((folder / "data.bin").read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    (folder / "data.bin").write_bytes(content)
+    found = verify_folder(folder)
+    assert len(found.problems) == 1
+    assert "data.bin is damaged" in found.problems[0]
+
+
+def test_missing_and_cut_files_are_found(folder):
+    (folder / "deep" / "more.bin").unlink()
+    (folder / "data.bin").write_bytes(b"0123")
+    problems = " ".join(verify_folder(folder.parent).problems)
+    assert "more.bin is missing" in problems
+    assert "data.bin has 4 bytes, its manifest says 10" in problems
+
+
+def test_a_newer_version_is_refused_with_advice(folder):
+    rewrite(folder, version=2)
+    with pytest.raises(DamagedFileError, match="version 2; this saelab reads up to 1: install a newer one"):
+        read_manifest(folder)
+
+
+def test_a_folder_of_another_kind_is_refused(folder):
+    with pytest.raises(DamagedFileError, match="holds a run, not a store"):
+        read_manifest(folder, "store")
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b", "..", "", "a\\..\\b", "a\0b"])
+def test_a_name_that_leads_outside_is_refused(folder, name):
+    rewrite(folder, files={name: {"bytes": 1, "blake2b": "0" * 32}})
+    with pytest.raises(DamagedFileError, match="leads outside"):
+        read_manifest(folder)
+
+
+def test_a_link_that_leads_outside_is_refused(folder, tmp_path):
+    (tmp_path / "secret").write_bytes(b"0123456789")
+    (folder / "data.bin").unlink()
+    (folder / "data.bin").symlink_to(tmp_path / "secret")
+    with pytest.raises(DamagedFileError, match="leads outside"):
+        check_file(folder, "data.bin", read_manifest(folder))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=1000)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda children: st.lists(children) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), children),
+        max_leaves=12,
+    )
+)
+def test_any_json_is_read_or_refused_with_our_own_error(tmp_path, value):
+    (tmp_path / "manifest.json").write_text(json.dumps(value))
+    try:
+        manifest = read_manifest(tmp_path)
+    except DamagedFileError:
+        return
+    assert manifest.version == 1
+
+
+def test_an_empty_folder_and_a_missing_one_are_usage_errors(tmp_path):
+    with pytest.raises(UsageError, match="no finished saelab folder"):
+        verify_folder(tmp_path)
+    with pytest.raises(UsageError, match="not a folder"):
+        verify_folder(tmp_path / "missing")
+
+
+def test_listing_counts_inner_folders_as_part_of_the_outer_one(folder):
+    write_manifest(folder / "deep", "sae", ["more.bin"], {})
+    assert [(entry.kind, entry.path) for entry in list_folders(folder.parent)] == [("run", folder)]

@@ -1,6 +1,6 @@
 """Train the language model that is shipped inside the package, on the running interpreter's standard library.
 
-    python scripts/train_embedded_model.py --out build/embedded --tokens 20M
+    python scripts/train_embedded_model.py --out build/embedded --tokens 18M
 
 1. Read the standard library with its test suite, held-out files set aside by the hash of their path.
 2. Train a byte-level BPE tokenizer on the training files.
@@ -46,13 +46,13 @@ class Settings:
     d_model: int = 256
     n_heads: int = 8
     batch_rows: int = 16
-    tokens: int = 20_000_000
+    tokens: int = 18_000_000
     lr_matrices: float = 4e-3
     """Learning rate of Muon on the hidden matrices (scaled to match AdamW's update size)."""
     lr_rest: float = 1.5e-3
     """Learning rate of AdamW on embeddings and norms."""
     weight_decay: float = 0.1
-    warmup_share: float = 0.01
+    warmup_tokens: int = 200_000
     decay_share: float = 0.3
     core_share: float = 0.5
     """Share of rows from the library itself; the rest comes from its tests."""
@@ -158,11 +158,11 @@ def make_optimisers(model: LlamaForCausalLM, settings: Settings) -> list[torch.o
     ]
 
 
-def lr_factor(progress: float, settings: Settings) -> float:
+def lr_factor(tokens: int, settings: Settings) -> float:
     """Linear warm-up, constant, linear decay to 2 % of the peak."""
-    if progress < settings.warmup_share:
-        return progress / settings.warmup_share
-    return max(0.02, min(1.0, (1.0 - progress) / settings.decay_share))
+    if tokens < settings.warmup_tokens:
+        return tokens / settings.warmup_tokens
+    return max(0.02, min(1.0, (1.0 - tokens / settings.tokens) / settings.decay_share))
 
 
 @torch.no_grad()
@@ -217,7 +217,7 @@ def train(model: LlamaForCausalLM, rows: Rows, settings: Settings, checkpoint: P
     peak_lrs = [settings.lr_matrices, settings.lr_rest]
     started, first_step = time.monotonic(), step
     while step * tokens_per_step < settings.tokens:
-        factor = lr_factor(step * tokens_per_step / settings.tokens, settings)
+        factor = lr_factor(step * tokens_per_step, settings)
         for optimiser, peak in zip(optimisers, peak_lrs, strict=True):
             optimiser.param_groups[0]["lr"] = peak * factor
         loss = step_loss(rows.at(step).to(model.device))
@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the model; a checkpoint lies beside it"
     )
-    parser.add_argument("--tokens", default="20M", help="training tokens, for example 20M")
+    parser.add_argument("--tokens", default="18M", help="training tokens, for example 18M")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     settings = Settings(tokens=int(float(arguments.tokens.removesuffix("M")) * 1e6))

@@ -1,1 +1,1 @@
-"""Sparse autoencoder kernels: encode and select, decode, gradients. Import from the modules; see README.md."""
+"""SAE kernels: encode and select, decode, gradients. See README.md; import from the modules."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from saelab_kernels.shapes import Float, Int, Tensor
+
+# Says only that the interface of compressed matrices may change, once a process, to users who chose nothing.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +183,8 @@ class SparseCode:
         exact = self.ragged()
         used = exact.values != 0
         indices = torch.stack([self.row_ids()[used], exact.columns[used].long()])
-        return torch.sparse_coo_tensor(indices, exact.values[used], self.shape).coalesce()
+        matrix = torch.sparse_coo_tensor(indices, exact.values[used], self.shape, check_invariants=False)
+        return matrix.coalesce()
 
     def csr(self) -> Tensor:
         """A `torch.sparse_csr` matrix `[rows, d_sae]` of the non-zero entries, columns rising in a row."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from saelab_kernels.code import SparseCode
@@ -20,6 +20,7 @@ _MODULES = {
 }
 
 
+@runtime_checkable
 class Backend(Protocol):
     """The three operators. Arguments are checked before they come here and need no gradient."""
 

@@ -35,7 +35,7 @@ class GradientBuffers:
     def __post_init__(self) -> None:
         if not is_feature_major(self.W_enc) or not self.W_dec.is_contiguous():
             raise ValueError(
-                "GradientBuffers: W_enc must be feature-major (layout.feature_major_like) and W_dec contiguous"
+                "GradientBuffers: W_enc must be feature-major (layout.feature_major_like), W_dec contiguous"
             )
 
     @classmethod
@@ -82,7 +82,7 @@ def code_gradients(
     """Gradients of `W_enc`, `b_enc`, `W_dec` and the code's values.
 
     Args:
-        code: the code that was decoded, without spare capacity in use beyond `count`.
+        code: the code that was decoded.
         x: the encoder's input, as given to `encode_select`.
         W_dec: the decoder that was used.
         g_out: dL/dx_hat; None if the loss does not depend on the reconstruction.
@@ -94,6 +94,21 @@ def code_gradients(
     Raises:
         ValueError: shapes or dtypes that do not fit together; accumulate without buffers.
     """
+    _check(code, x, W_dec, g_out, g_values)
+    shapes = (x.shape[1], code.d_sae, W_dec.shape[1])
+    if buffers is None:
+        if accumulate:
+            raise ValueError("code_gradients: accumulate needs the buffers to add to")
+        buffers = GradientBuffers.for_shapes(*shapes, dtype=x.dtype, device=x.device)
+    elif buffers.W_enc.shape != shapes[:2] or buffers.W_dec.shape != W_dec.shape:
+        raise ValueError(
+            f"code_gradients: buffers W_enc {list(buffers.W_enc.shape)}, W_dec {list(buffers.W_dec.shape)} "
+            f"must be {list(shapes[:2])} and {list(W_dec.shape)}"
+        )
+    return get_backend(backend).code_gradients(code, x, W_dec, g_out, g_values, buffers, accumulate)
+
+
+def _check(code: SparseCode, x: Tensor, W_dec: Tensor, g_out: Tensor | None, g_values: Tensor | None) -> None:
     rows, d_sae = code.shape
     values = code.values
     if x.ndim != 2 or x.shape[0] != rows or W_dec.ndim != 2 or W_dec.shape[0] != d_sae:
@@ -107,20 +122,8 @@ def code_gradients(
         )
     if g_values is not None and g_values.shape != values.shape:
         raise ValueError(
-            f"code_gradients: g_values {list(g_values.shape)} must have the values' shape {list(values.shape)}"
+            f"code_gradients: g_values {list(g_values.shape)} must be {list(values.shape)}, as the values"
         )
     given = [tensor for tensor in (x, W_dec, g_out, g_values) if tensor is not None]
     if any(tensor.dtype != values.dtype for tensor in given):
         raise ValueError(f"code_gradients: all tensors must have the dtype of the code, {values.dtype}")
-    if buffers is None:
-        if accumulate:
-            raise ValueError("code_gradients: accumulate needs the buffers to add to")
-        buffers = GradientBuffers.for_shapes(
-            x.shape[1], d_sae, W_dec.shape[1], dtype=values.dtype, device=values.device
-        )
-    elif buffers.W_enc.shape != (x.shape[1], d_sae) or buffers.W_dec.shape != W_dec.shape:
-        raise ValueError(
-            f"code_gradients: buffers W_enc {list(buffers.W_enc.shape)} and W_dec {list(buffers.W_dec.shape)} "
-            f"must be {[x.shape[1], d_sae]} and {list(W_dec.shape)}"
-        )
-    return get_backend(backend).code_gradients(code, x, W_dec, g_out, g_values, buffers, accumulate)

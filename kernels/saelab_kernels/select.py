@@ -62,7 +62,7 @@ class Selection:
     """Uniform and sorted by falling score for `PerToken`; ragged, in the order of the columns, otherwise."""
     boundary: Float[Tensor, "*units"] | None = None
     """Where asked for: the largest score that was not kept, 0 if no positive one was left out; for each row
-    (`PerToken`), for the batch (`PerBatch`, 0-d) or for each column (`PerFeature`, `[d_sae]` or as `columns`).
+    (`PerToken`), the batch (`PerBatch`, 0-d) or each column (`PerFeature`, `[d_sae]` or as `columns`).
     Without ties, `score > boundary` is exactly the kept set."""
     band: SparseCode | None = None
     """For `Threshold` with a bandwidth: the raw z of all pairs with `|score - theta| < band / 2`, kept or
@@ -173,7 +173,9 @@ def _check_weights(request: SelectRequest) -> None:
             "must have one floating point dtype"
         )
     if columns is not None and (columns.ndim != 1 or columns.dtype != torch.int64):
-        raise ValueError(f"encode_select: columns must be int64 [n], not {columns.dtype} {list(columns.shape)}")
+        raise ValueError(
+            f"encode_select: columns must be int64 [n], not {columns.dtype} {list(columns.shape)}"
+        )
 
 
 def _check_rule(request: SelectRequest) -> None:
@@ -223,4 +225,8 @@ def _check_score(request: SelectRequest) -> None:
             raise ValueError(
                 f"encode_select: attribution g {list(g.shape)} and W_dec {list(W_dec.shape)} "
                 f"must be [{rows}, d_out] and [{d_sae}, d_out]"
+            )
+        if not g.dtype == W_dec.dtype == request.x.dtype:
+            raise ValueError(
+                f"encode_select: attribution g {g.dtype} and W_dec {W_dec.dtype} must be {request.x.dtype}"
             )

@@ -1,1 +1,1 @@
-"""Activation stores: write them from a model (cache), read them (store), stream them in random order (stream)."""
+"""Activation stores: written from a model (cache), read (store), streamed in random order (stream)."""

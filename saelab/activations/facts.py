@@ -12,8 +12,6 @@ from saelab.errors import DamagedFileError
 from saelab.lm.identity import ModelIdentity
 from saelab.lm.spec import ModelSpec
 
-GRADIENT_DEFINITION = "of the summed next-token losses (nats) of the row's predictions that count, with respect to the activation"
-
 
 @dataclass(frozen=True, kw_only=True)
 class StoredHook:

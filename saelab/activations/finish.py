@@ -14,9 +14,9 @@ from saelab.activations.facts import StoredHook, StoreFacts
 from saelab.activations.row_map import RowMap
 from saelab.activations.statistics import HookStatistics, StatisticsAccumulator
 from saelab.activations.store import Store
-from saelab.errors import SaelabError
 from saelab.storage.manifest import write_manifest
 from saelab.storage.tensors import TensorFile, write_tensors
+from saelab.text.documents import Split
 from saelab.text.packing import DocumentTable
 
 
@@ -32,20 +32,16 @@ def finish_store(
         documents: The documents of the token stream.
         names: Further files that the manifest lists.
 
-    Raises:
-        SaelabError: No row belongs to the training split.
+    Statistics are taken over the training rows; a store of held-out text alone, which serves an
+    evaluation, takes them over all its rows.
     """
     row_map = RowMap(keep, documents)
-    if row_map.count("train") == 0:
-        raise SaelabError(
-            f"caching: none of the {row_map.n_rows:,} rows belongs to the training split; give a text with more "
-            "documents, or a smaller heldout share"
-        )
+    split: Split = "train" if row_map.count("train") else "heldout"
     layout.write_documents(out / layout.DOCUMENTS, documents)
     layout.write_bits(out / layout.KEEP, keep)
     statistics = {}
     for hook in facts.hooks:
-        found = _statistics(out, hook, facts.shards, row_map)
+        found = _statistics(out, hook, facts.shards, row_map, split)
         write_tensors(out / layout.statistics_name(hook.slug), {"mean": found.mean})
         statistics[hook.slug] = found.scalars()
     facts = replace(facts, statistics=statistics)
@@ -54,11 +50,13 @@ def finish_store(
     return Store.open(out)
 
 
-def _statistics(out: Path, hook: StoredHook, shards: tuple[int, ...], row_map: RowMap) -> HookStatistics:
+def _statistics(
+    out: Path, hook: StoredHook, shards: tuple[int, ...], row_map: RowMap, split: Split
+) -> HookStatistics:
     accumulator = StatisticsAccumulator(hook.d_in)
     first = 0
     for shard, n_rows in enumerate(shards):
-        pieces = row_map.pieces_within("train", first, first + n_rows)
+        pieces = row_map.pieces_within(split, first, first + n_rows)
         if pieces:
             with TensorFile(out / layout.shard_name(hook.slug, shard)) as file:
                 x = file.read("activations")

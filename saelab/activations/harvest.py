@@ -106,7 +106,10 @@ class Harvester:
         gradients = self._gradients(rows) if self.config.gradients else {}
 
         def stored(what: str, tensors: dict[Hookpoint, Tensor]) -> dict[Hookpoint, Tensor]:
-            return {hp: round_to(x[rows.keep], self.config.dtype, f"{what} at {_name(hp)}") for hp, x in tensors.items()}
+            return {
+                hp: round_to(x[rows.keep], self.config.dtype, f"{what} at {_name(hp)}")
+                for hp, x in tensors.items()
+            }
 
         return Harvest(
             token_index=rows.index[rows.keep],
@@ -138,7 +141,9 @@ class Harvester:
         follows[:, -1] = False
         targets = rows.ids.roll(-1, dims=1)[follows].to(hidden.device)
         losses = torch.full(rows.ids.shape, torch.nan, dtype=torch.float32)
-        losses[follows] = next_token_losses(hidden[follows.to(hidden.device)], self._unembedding, targets).cpu()
+        losses[follows] = next_token_losses(
+            hidden[follows.to(hidden.device)], self._unembedding, targets
+        ).cpu()
         return {hookpoint: seen[hookpoint] for hookpoint in self.hookpoints}, losses[rows.real]
 
     def _gradients(self, rows: TokenBatch) -> dict[Hookpoint, Tensor]:
@@ -152,7 +157,7 @@ class Harvester:
         return gradients
 
     def _find_norm_limits(self) -> dict[Hookpoint, float]:
-        """Largest norm that is kept, from the first batch with kept tokens; empty if nothing is masked by norm."""
+        """Largest norm that is kept, from the first batch with kept tokens; empty without a ratio."""
         ratio = self.config.mask_norm_ratio
         if ratio is None:
             return {}
@@ -179,9 +184,9 @@ class Harvester:
         position = token - int(starts[np.searchsorted(starts, token, side="right") - 1])
         document = self.sequences.documents.ids[int(self.sequences.document_of_token(np.array(token)))]
         raise SaelabError(
-            f"cache: {int(bad.sum())} of {int(rows.keep.sum())} tokens have {what} at {_name(hookpoint)} that are NaN "
-            f"or infinite, the first is token {token} (position {position} of its row, document {document!r}); "
-            "run the model in float32, or mask these positions"
+            f"cache: {what} at {_name(hookpoint)} are NaN or infinite for {int(bad.sum())} of "
+            f"{int(rows.keep.sum())} tokens, the first is token {token} (position {position} of its row, "
+            f"document {document!r}); run the model in float32, or mask these positions"
         )
 
 

@@ -4,12 +4,12 @@
 manifest.json           facts, sizes and checksums; written last
 config.json             what was asked for and from which inputs; written first
 tokens.bin              int32 little-endian, the whole token stream
-rows.bin                int64 little-endian, where each row of tokens starts, and at the end the number of tokens
+rows.bin                int64 little-endian, start of each row of tokens, and last the number of tokens
 documents.parquet       id, start, length, source, split
 keep.bin                one bit a token, lowest bit first: whether it has an activation row
 loss.bin                float32 little-endian, next-token loss of every token; NaN at the last token of a row
 statistics/<slug>.safetensors           mean of the training rows, float64
-hooks/<slug>/shard-000000.safetensors   activations [n, d_in], gradients [n, d_in] if asked for, token_index [n]
+hooks/<slug>/shard-000000.safetensors   activations [n, d_in], token_index [n], perhaps gradients [n, d_in]
 ```
 
 A store of somebody's own activations has no tokens, rows or losses; its documents are blocks of rows.

@@ -34,7 +34,7 @@ def store_tensors(
     """Write activations as a store; see `Store.from_tensors`."""
     if x.dim() != 2 or not x.is_floating_point() or 0 in x.shape:
         raise UsageError(
-            f"from_tensors: x is {x.dtype} {tuple(x.shape)}; it must be floating point, [rows, d_in], not empty"
+            f"from_tensors: x is {x.dtype} {tuple(x.shape)}; it must be floating [rows, d_in] and not empty"
         )
     if not hook_name:
         raise UsageError("from_tensors: hook_name is empty")

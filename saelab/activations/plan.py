@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from saelab.lm.hooks import Hookpoint
 
 _TOKEN_INDEX_BYTES = 8
-# Token id, keep bit (rounded up) and loss.
-_TOKEN_BYTES = 4 + 1
-_LOSS_BYTES = 4
+_TOKEN_BYTES = 4 + 1  # token id, keep bit rounded up
+_LOSS_BYTES = 2 * 4  # parts and their joined copy lie side by side for a moment
 
 
 @dataclass(frozen=True, kw_only=True)

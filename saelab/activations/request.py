@@ -19,9 +19,11 @@ from saelab.activations.spec import CacheConfig
 from saelab.errors import DamagedFileError, SaelabError, UsageError
 from saelab.lm.hooks import Hookpoint
 from saelab.lm.load import LanguageModel
+from saelab.lm.spec import ModelSpec
 from saelab.storage.files import read_json
 from saelab.text.documents import Document
 from saelab.text.load import text_hash
+from saelab.text.spec import TextSpec
 
 _CONTENT = ("config", "inputs")
 
@@ -29,7 +31,7 @@ _CONTENT = ("config", "inputs")
 def describe_request(
     config: CacheConfig, lm: LanguageModel, hookpoints: Sequence[Hookpoint], documents: Iterable[Document]
 ) -> dict[str, Any]:
-    """Return the request as JSON; hookpoints by their canonical names, so that both spellings are the same."""
+    """Return the request as JSON; hookpoints by canonical names, so that both spellings are the same."""
     config = replace(config, at=tuple(hookpoint.module_path for hookpoint in hookpoints))
     request = {
         "config": asdict(config),
@@ -41,6 +43,21 @@ def describe_request(
         },
     }
     return json.loads(json.dumps(request))
+
+
+def saved_config(folder: Path) -> CacheConfig:
+    """Return the configuration that a store was made with.
+
+    Raises:
+        DamagedFileError: The folder has none that this version understands.
+    """
+    raw = read_json(folder / CONFIG)
+    try:
+        config = dict(raw["config"])
+        parts = {"model": ModelSpec(**config["model"]), "text": TextSpec(**config["text"])}
+        return CacheConfig(**config | parts | {"at": tuple(config["at"])})
+    except (KeyError, TypeError) as error:
+        raise DamagedFileError(f"{folder / CONFIG} does not describe a cache: {error}") from error
 
 
 def require_same_request(out: Path, request: dict[str, Any], *, environment: bool) -> None:
@@ -66,8 +83,9 @@ def require_same_request(out: Path, request: dict[str, Any], *, environment: boo
         )
     if environment and (changed := _differences(found.get("environment"), request["environment"], "")):
         raise SaelabError(
-            f"caching: {out} was begun in another environment ({'; '.join(changed)}), where the last bits differ; "
-            "go on in the same one (threads: OMP_NUM_THREADS), or delete the folder and start again"
+            f"caching: {out} was begun in another environment ({'; '.join(changed)}), "
+            "where the last bits differ; go on in the same one (threads: OMP_NUM_THREADS), "
+            "or delete the folder and start again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which activation rows belong to which split: rows stand in document order, a split is a set of stretches."""
+"""Which activation rows belong to which split: rows follow the documents, a split is a set of stretches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class RowMap:
     """Maps positions within a split to rows of the store."""
 
     def __init__(self, keep: NDArray[np.bool_], documents: DocumentTable) -> None:
-        kept = np.add.reduceat(keep, documents.starts, dtype=np.int64)
+        kept: NDArray[np.int64] = np.add.reduceat(keep, documents.starts, dtype=np.int64)
+        self._of_documents = {"train": kept[~documents.heldout], "heldout": kept[documents.heldout]}
         ends = np.cumsum(kept)
         self.n_rows = int(ends[-1])
         # Neighbouring documents of one split form one stretch.
@@ -32,6 +33,10 @@ class RowMap:
     def count(self, split: Split) -> int:
         """Return the number of rows of a split."""
         return int(self._before[split][-1])
+
+    def rows_of_documents(self, split: Split) -> NDArray[np.int64]:
+        """Return the number of rows of each document of a split, in document order."""
+        return self._of_documents[split]
 
     def pieces(self, split: Split, start: int, stop: int) -> list[tuple[int, int]]:
         """Return the stretches of store rows that hold rows `start` to `stop` of a split, in order."""

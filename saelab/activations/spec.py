@@ -36,7 +36,7 @@ class CacheConfig:
     mask_first_positions: int = 0
     """Leave out so many first positions of every row, BOS included."""
     mask_norm_ratio: float | None = None
-    """Leave out tokens whose norm exceeds so many times the median norm of the first batch, at any hookpoint."""
+    """Leave out tokens whose norm, at any hookpoint, exceeds so many times the first batch's median norm."""
     loss: bool = False
     """Store the next-token loss of every token (needs the full forward pass)."""
     gradients: bool = False
@@ -53,8 +53,8 @@ class CacheConfig:
                 raise UsageError(f"cache: {name} is {value}, it must be at least {least}")
         if self.mask_first_positions >= self.context:
             raise UsageError(
-                f"cache: mask_first_positions is {self.mask_first_positions}, which leaves nothing of rows of "
-                f"{self.context} tokens; it must be below context"
+                f"cache: mask_first_positions is {self.mask_first_positions}, which leaves nothing of a row; "
+                f"it must be below the context, {self.context}"
             )
         if self.mask_norm_ratio is not None and not self.mask_norm_ratio > 1:
             raise UsageError(f"cache: mask_norm_ratio is {self.mask_norm_ratio}, it must be above 1")

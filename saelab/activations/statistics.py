@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saelab.errors import DamagedFileError
 from saelab_kernels.shapes import Float, Tensor
 
-CHUNK_ROWS = 8192
+# A chunk in float64 stays in the cache between the passes over it.
+CHUNK_ROWS = 1024
 # A norm's bin is the upper part of its float32 bits: exponent and 11 bits of mantissa.
 _BIN_SHIFT = 12
 _N_BINS = 1 << (31 - _BIN_SHIFT)
@@ -87,8 +89,11 @@ class StatisticsAccumulator:
 
     def add(self, x: Float[Tensor, "rows d_in"]) -> None:
         """Count more rows, of any floating dtype."""
-        for start in range(0, len(x), CHUNK_ROWS):
-            self._add_chunk(x[start : start + CHUNK_ROWS].double().numpy())
+        chunks = [x[start : start + CHUNK_ROWS] for start in range(0, len(x), CHUNK_ROWS)]
+        norms = [self._add_chunk(chunk.double().numpy()) for chunk in chunks]
+        if norms:
+            bins = np.concatenate(norms).astype(np.float32).view(np.uint32) >> _BIN_SHIFT
+            self._bins += np.bincount(bins, minlength=_N_BINS)
 
     def finish(self) -> HookStatistics:
         """Return the statistics; at least one row must have been added."""
@@ -106,7 +111,8 @@ class StatisticsAccumulator:
             n_rows=self._n,
         )
 
-    def _add_chunk(self, x: np.ndarray) -> None:
+    def _add_chunk(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Merge a chunk and return its norms."""
         n = len(x)
         mean = x.mean(axis=0)
         centred = x - mean
@@ -120,5 +126,4 @@ class StatisticsAccumulator:
         self._n = total
         norms = np.sqrt(squared_norms)
         self._max_norm = max(self._max_norm, float(norms.max()))
-        bins = norms.astype(np.float32).view(np.uint32) >> _BIN_SHIFT
-        self._bins += np.bincount(bins, minlength=_N_BINS)
+        return norms

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from saelab_kernels.shapes import Float, Int, Tensor
 
 if TYPE_CHECKING:
     import pyarrow
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
@@ -144,7 +145,7 @@ class Store:
         return self.row_map.count(split)
 
     def rows(self, hook: str | StoredHook | None, split: Split, start: int, stop: int) -> Rows:
-        """Read rows `start` to `stop` of a split, in document order, as float32 with gradients if there are any.
+        """Read rows `start` to `stop` of a split in document order, as float32, with gradients if stored.
 
         Raises:
             UsageError: The split has fewer rows.
@@ -227,7 +228,8 @@ class Store:
         found = RowMap(self.keep, layout.document_table(self.documents, self._facts.n_tokens, path))
         if found.n_rows != self._shards.n_rows:
             raise DamagedFileError(
-                f"{self.path / layout.KEEP} keeps {found.n_rows:,} tokens, the shards hold {self._shards.n_rows:,}"
+                f"{self.path / layout.KEEP} keeps {found.n_rows:,} tokens, "
+                f"the shards hold {self._shards.n_rows:,}"
             )
         return found
 

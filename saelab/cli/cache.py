@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -55,7 +55,8 @@ class Options(Common):
 
 def run(options: Options) -> Result:
     """Run the command."""
-    from saelab.activations.cache import cache_activations, plan_cache
+    from saelab.activations.cache import cache_activations
+    from saelab.activations.plan import plan_cache
     from saelab.interrupts import stop_on_signals
 
     config = CacheConfig(
@@ -76,10 +77,10 @@ def run(options: Options) -> Result:
     if options.dry_run:
         plan = plan_cache(config)
         text = (
-            f"{plan.n_rows:,} activations a hookpoint, {format_bytes(plan.disk_bytes)} on disk, "
-            f"{format_bytes(plan.memory_bytes)} of memory"
+            f"{plan.rows:,} activations at {', '.join(hook.alias or hook.module_path for hook in plan.hooks)}, "
+            f"{format_bytes(plan.disk_bytes)} on disk, {format_bytes(plan.memory_bytes)} of memory beside the model"
         )
-        return Result({"plan": plan.to_json()}, text)
+        return Result({"plan": asdict(plan)}, text)
     with stop_on_signals() as stop:
         store = cache_activations(config, options.out, stop=stop)
     return Result(*describe_store(store))

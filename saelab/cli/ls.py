@@ -33,10 +33,10 @@ def run(options: Options) -> Result:
             "bytes": folder.n_bytes,
             "content": folder.content,
         }
-        if folder.kind == "run":
+        if folder.kind in ("run", "unfinished"):
             entry["config"] = read_json(folder.path / "config.json")
         entries.append(entry)
-    lines = [f"{e['kind']:<8} {format_bytes(e['bytes']):>10}  {e['path']}  {_about(e)}" for e in entries]
+    lines = [f"{e['kind']:<10} {format_bytes(e['bytes']):>10}  {e['path']}  {_about(e)}" for e in entries]
     return Result(
         {"folder": str(options.folder), "entries": entries}, "\n".join(lines) or "nothing of saelab here"
     )
@@ -44,7 +44,7 @@ def run(options: Options) -> Result:
 
 def _about(entry: dict[str, Any]) -> str:
     content = entry["content"]
-    if entry["kind"] == "run":
+    if entry["kind"] in ("run", "unfinished"):
         config = entry["config"]
         options = ", ".join(f"{k}={v}" for k, v in config["recipe"].items() if k != "name")
         return f"{config['recipe']['name']} ({options}), {config['width']:,} features at {config['hook']}"

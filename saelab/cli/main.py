@@ -78,7 +78,7 @@ def _run_command(command: str, arguments: list[str]) -> int:
 def _fail(command: str, message: str, code: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
-    line = " ".join(message.split())
+    line = " ".join(message.split()).removeprefix(f"{command}: ")
     sys.stderr.write(f"saelab {command}: {line}\n")
     return code
 

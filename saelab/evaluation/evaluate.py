@@ -100,22 +100,10 @@ def evaluate(
         _require_own_model(store, lm)
     chosen = choose_tokens(store, hook, config.tokens)
     accumulator, outliers = _measure_reconstruction(sae, store, hook, chosen, config.tile, progress)
-    loss = _NO_LOSS
-    if lm is not None and len(chosen.sequence_rows):
-        with Progress(
-            "measuring the loss", len(chosen.sequence_rows), "sequences", quiet=not progress
-        ) as bar:
-            loss = loss_recovered(
-                sae,
-                lm,
-                store,
-                resolve(hook.module_path, lm.hookpoints),
-                rows=chosen.sequence_rows,
-                mean=store.statistics(hook).mean if mean is None else mean,
-                batch_rows=config.batch_rows,
-                tile=config.tile,
-                progress=bar,
-            )
+    loss = LossMetrics()
+    if lm is not None:
+        mean = store.statistics(hook).mean if mean is None else mean
+        loss = _measure_loss(sae, lm, store, hook, chosen, mean, config, progress)
     reconstruction = accumulator.result()
     return Evaluation(
         reconstruction=reconstruction,
@@ -132,16 +120,29 @@ def evaluate(
     )
 
 
-_NO_LOSS = LossMetrics(
-    ce_clean=None,
-    ce_spliced=None,
-    ce_zero_ablation=None,
-    ce_mean_ablation=None,
-    ce_recovered_zero=None,
-    ce_recovered_mean=None,
-    kl=None,
-    n_predictions=0,
-)
+def _measure_loss(
+    sae: Autoencoder,
+    lm: LanguageModel,
+    store: Store,
+    hook: StoredHook,
+    chosen: EvaluatedTokens,
+    mean: Float[Tensor, " d_in"],
+    config: EvaluationConfig,
+    progress: bool,
+) -> LossMetrics:
+    rows = chosen.sequence_rows
+    with Progress("measuring the loss", len(rows), "sequences", quiet=not progress) as bar:
+        return loss_recovered(
+            sae,
+            lm,
+            store,
+            resolve(hook.module_path, lm.hookpoints),
+            rows=rows,
+            mean=mean,
+            batch_rows=config.batch_rows,
+            tile=config.tile,
+            progress=bar,
+        )
 
 
 def _measure_reconstruction(

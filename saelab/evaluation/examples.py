@@ -121,12 +121,10 @@ def find_firings(
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for piece in tiles(n_tokens, TILE):
         rows = store.rows(hook, split, piece.start, piece.stop)
-        code = encode_tile(sae, rows.x.to(sae.W_dec.device, torch.float32), TILE)
-        columns, values, row_ids = (
-            part.reshape(-1).cpu() for part in (code.columns, code.values, code.row_ids())
-        )
+        flat = encode_tile(sae, rows.x.to(sae.W_dec.device, torch.float32), TILE).ragged()
+        columns, values, row_ids = (part.cpu() for part in (flat.columns, flat.values, flat.row_ids()))
         here = (values > 0) & wanted[columns.long()]
-        found.append((columns[here].long(), rows.token_index[row_ids[here].long()], values[here].float()))
+        found.append((columns[here].long(), rows.token_index[row_ids[here]], values[here].float()))
     if not found:
         empty = torch.zeros(0, dtype=torch.int64)
         return Firings(empty, empty, torch.zeros(0), 0)

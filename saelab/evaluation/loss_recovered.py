@@ -32,23 +32,23 @@ Replace = Callable[[Float[Tensor, "tokens d"]], Float[Tensor, "tokens d"]]
 
 @dataclass(frozen=True, kw_only=True)
 class LossMetrics:
-    """Losses in nats per counted prediction; None where a value is not defined."""
+    """Losses in nats per counted prediction; None where a value is not defined or was not measured."""
 
-    ce_clean: float | None
+    ce_clean: float | None = None
     """Cross entropy of the model as it is."""
-    ce_spliced: float | None
+    ce_spliced: float | None = None
     """With x_hat in place of x at the kept positions."""
-    ce_zero_ablation: float | None
+    ce_zero_ablation: float | None = None
     """With zeros in place of x at the kept positions."""
-    ce_mean_ablation: float | None
+    ce_mean_ablation: float | None = None
     """With the mean of the training activations in place of x at the kept positions."""
-    ce_recovered_zero: float | None
+    ce_recovered_zero: float | None = None
     """(ce_zero - ce_spliced) / (ce_zero - ce_clean); None where zero ablation changes nothing."""
-    ce_recovered_mean: float | None
+    ce_recovered_mean: float | None = None
     """The same with mean ablation."""
-    kl: float | None
+    kl: float | None = None
     """Mean KL(clean || spliced) of the next-token distributions, nats."""
-    n_predictions: int
+    n_predictions: int = 0
     """Predictions that counted, the same in every run."""
 
 

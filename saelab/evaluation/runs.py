@@ -5,16 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from saelab.activations.cache import cache_activations
-from saelab.activations.spec import CacheConfig
+from saelab.activations.request import saved_config
 from saelab.activations.store import Store
 from saelab.errors import DamagedFileError, UsageError
 from saelab.evaluation.evaluate import Evaluation, evaluate
 from saelab.evaluation.spec import EvaluationConfig
 from saelab.lm.load import LanguageModel, load_model
-from saelab.lm.spec import ModelSpec
 from saelab.sae.files import sae_identity
 from saelab.storage.files import write_json
 from saelab.storage.lock import locked
@@ -46,9 +46,10 @@ def store_of(run: Run, given: Path | None = None) -> Store:
 
 def model_of(store: Store, given: LanguageModel | None = None) -> LanguageModel | None:
     """Load the language model of a store; None for activations that have none."""
-    if given is not None or not store.model_identity:
+    if given is not None:
         return given
-    return load_model(store.model_spec())
+    spec = store.model_spec()
+    return None if spec is None else load_model(spec)
 
 
 def evaluate_run(
@@ -76,14 +77,16 @@ def evaluate_run(
         UsageError: Store, text and run do not belong together.
     """
     if store is not None and text is not None:
-        raise UsageError("evaluate: give --store or --text, not both")
+        raise UsageError("give --store or --text, not both")
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise UsageError(f"{name!r} cannot name a record; use letters, digits, - and _")
     config = config or EvaluationConfig()
     sae = run.sae()
     if text is None:
         evaluation = _on_store(run, store or store_of(run), config, lm, quiet)
     else:
         home = store_of(run)
-        with _text_store(run, home, text, config, lm, quiet) as other:
+        with _text_store(run, home, text, config.tokens, lm, quiet) as other:
             mean = home.statistics(home.hook(run.config.hook)).mean
             evaluation = evaluate(
                 sae, other, run.config.hook, model_of(other, lm), mean=mean, config=config, progress=not quiet
@@ -96,46 +99,30 @@ def _on_store(
     run: Run, store: Store, config: EvaluationConfig, lm: LanguageModel | None, quiet: bool
 ) -> Evaluation:
     sae = run.sae()
-    if sae.config.model_identity != store.model_identity:
-        raise UsageError(
-            f"{run.path} was trained on model {sae.config.model_name} ({sae.config.model_identity[:12]}), "
-            f"{store.path} holds activations of another one ({store.model_identity[:12]})"
-        )
     return evaluate(sae, store, run.config.hook, model_of(store, lm), config=config, progress=not quiet)
 
 
 @contextmanager
 def _text_store(
-    run: Run, home: Store, text: str, config: EvaluationConfig, lm: LanguageModel | None, quiet: bool
+    run: Run, home: Store, text: str, tokens: int, lm: LanguageModel | None, quiet: bool
 ) -> Iterator[Store]:
     """Cache a text for the time of one evaluation, as the run's own store was cached."""
-    own_text = text.startswith("stdlib")
-    spec = TextSpec(source=text, heldout_share=HELDOUT_SHARE if own_text else 1.0, only_heldout=True)
-    cache = home.cache_config
-    if cache is None:
+    if not home.has_tokens:
         raise UsageError(f"{home.path} holds activations without a model: a text cannot be evaluated")
+    share = HELDOUT_SHARE if text.startswith("stdlib") else 1.0
+    config = replace(
+        saved_config(home.path),
+        text=TextSpec(source=text, heldout_share=share, only_heldout=True),
+        at=(run.config.hook,),
+        tokens=tokens,
+        loss=False,
+        gradients=False,
+    )
     with tempfile.TemporaryDirectory(prefix="saelab-") as folder:
-        yield cache_activations(
-            CacheConfig(
-                model=ModelSpec(name=cache.model.name, revision=cache.model.revision),
-                text=spec,
-                at=(run.config.hook,),
-                tokens=config.tokens,
-                context=cache.context,
-                packing=cache.packing,
-                dtype=cache.dtype,
-                mask_bos=cache.mask_bos,
-                mask_first_positions=cache.mask_first_positions,
-            ),
-            Path(folder) / "store",
-            progress=not quiet,
-            lm=lm,
-        )
+        yield cache_activations(config, Path(folder) / "store", progress=not quiet, lm=lm)
 
 
 def _write(run: Run, name: str, evaluation: Evaluation) -> None:
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise UsageError(f"evaluate: {name!r} cannot name a record; use letters, digits, - and _")
     folder = run.path / EVALUATIONS
     record = evaluation.to_json() | {"sae_identity": sae_identity(run.path / SAE)}
     with locked(folder, "evaluate"):

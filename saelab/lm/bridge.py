@@ -18,7 +18,7 @@ def to_bridge(lm: LanguageModel) -> TransformerBridge:
     It is a copy, with weights of its own, because a bridge replaces the modules of the model that
     it wraps, switches it to eager attention, and may rewrite its weights on request
     (`enable_compatibility_mode`). Attention in eager mode makes activations equal to those of `run`
-    up to rounding, not bit for bit. Caching does not go through it: `run` is twice as fast.
+    up to rounding, not bit for bit. Caching does not go through it: `run` is faster.
 
     Args:
         lm: The model; it is left as it is.

@@ -110,9 +110,10 @@ def resolve(name: str, hookpoints: Iterable[Hookpoint]) -> Hookpoint:
             by_name[hookpoint.alias] = hookpoint
     if name in by_name:
         return by_name[name]
-    nearest = difflib.get_close_matches(name, by_name, n=3, cutoff=0.4)
-    offer = f"the nearest are {', '.join(nearest)}; " if nearest else ""
-    raise UsageError(f"the model has no hookpoint {name!r}; {offer}`saelab hooks MODEL` lists all")
+    nearest = ", ".join(difflib.get_close_matches(name, by_name, n=3, cutoff=0.0))
+    raise UsageError(
+        f"the model has no hookpoint {name!r}; the nearest are {nearest}; `saelab hooks MODEL` lists all"
+    )
 
 
 def slug(hookpoint: Hookpoint) -> str:

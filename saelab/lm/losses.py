@@ -5,7 +5,7 @@ Milakov and Gimelshein 2018, arXiv 1805.02867, the recurrence is the paper's), s
 tile whatever the vocabulary. Row tiles have one fixed height, the last one padded, so that the
 loss of a token does not depend on how many others it is computed with.
 
-All arithmetic is float32; units are nats.
+Logits and exponentials are float32, sums over tiles float64 where the device has it; units are nats.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from saelab.lm.unembedding import Unembedding
 from saelab_kernels.shapes import Float, Int, Tensor
 
-ROW_TILE = 256
+ROW_TILE = 512
 VOCABULARY_TILE = 4096
 
 
@@ -85,15 +85,15 @@ def losses_and_kl(
     _check_targets(targets, unembedding)
 
     def losses(clean_rows: Tensor, other_rows: Tensor, tokens: Tensor) -> list[Tensor]:
-        clean, other, gap = _Running(tokens), _Running(tokens), torch.zeros(len(tokens), device=tokens.device)
+        clean, other, gap = _Running(tokens), _Running(tokens), _accumulator(tokens)
         for start, stop in _spans(len(unembedding.weight), vocabulary_tile):
             a, b = unembedding.logits(clean_rows, start, stop), unembedding.logits(other_rows, start, stop)
             shrink, powers = clean.add(a, start)
             other.add(b, start)
-            gap = gap * shrink + (powers * (a - b)).sum(1)
+            gap = gap * shrink + a.sub_(b).mul_(powers).sum(1)
         kl = gap / clean.total + (other.largest - clean.largest) + torch.log(other.total / clean.total)
         # No divergence is negative; rounding can leave one that is, by about 1e-7.
-        return [clean.cross_entropy(), other.cross_entropy(), kl.clamp_min(0)]
+        return [clean.cross_entropy(), other.cross_entropy(), kl.clamp_min(0).float()]
 
     ce_clean, ce_other, kl = _over_row_tiles(losses, row_tile, clean_hidden, other_hidden, targets)
     return ce_clean, ce_other, kl
@@ -125,8 +125,8 @@ def loss_gradient(
         gradient = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
         for start, stop in _spans(len(unembedding.weight), vocabulary_tile):
             logits = unembedding.logits(rows, start, stop)
-            slope = torch.exp(logits - scan.largest[:, None]) / scan.total[:, None]
-            slope -= torch.arange(start, stop, device=tokens.device) == tokens[:, None]
+            slope = torch.sub(logits, scan.largest[:, None]).exp_().div_(scan.total[:, None])
+            slope -= (torch.arange(start, stop, device=tokens.device) == tokens[:, None]).float()
             if unembedding.soft_cap is not None:
                 slope *= 1 - (logits / unembedding.soft_cap) ** 2
             gradient += slope @ unembedding.weight[start:stop].float()
@@ -142,7 +142,7 @@ class _Running:
     def __init__(self, targets: Int[Tensor, " n"]) -> None:
         self.targets = targets
         self.largest = torch.full(targets.shape, -torch.inf, device=targets.device)
-        self.total = torch.zeros(targets.shape, device=targets.device)
+        self.total = _accumulator(targets)
         self.target_logit = torch.zeros(targets.shape, device=targets.device)
 
     def add(self, logits: Float[Tensor, "n width"], start: int) -> tuple[Tensor, Tensor]:
@@ -153,7 +153,7 @@ class _Running:
         """
         largest = torch.maximum(self.largest, logits.amax(1))
         shrink = torch.exp(self.largest - largest)
-        powers = torch.exp(logits - largest[:, None])
+        powers = torch.sub(logits, largest[:, None]).exp_()
         self.largest, self.total = largest, self.total * shrink + powers.sum(1)
         column = self.targets - start
         is_here = (column >= 0) & (column < logits.shape[1])
@@ -163,7 +163,13 @@ class _Running:
 
     def cross_entropy(self) -> Float[Tensor, " n"]:
         """Return `logsumexp(logits) - logit of the target`."""
-        return (self.largest - self.target_logit) + torch.log(self.total)
+        return ((self.largest - self.target_logit) + torch.log(self.total)).float()
+
+
+def _accumulator(targets: Tensor) -> Tensor:
+    # One number a row costs nothing, and in float64 many small tiles add up like few large ones.
+    dtype = torch.float32 if targets.device.type == "mps" else torch.float64
+    return torch.zeros(targets.shape, dtype=dtype, device=targets.device)
 
 
 def _scan(rows: Tensor, unembedding: Unembedding, targets: Tensor, vocabulary_tile: int) -> _Running:

@@ -16,7 +16,7 @@ class Folder:
 
     path: Path
     kind: str
-    """``store``, ``run``, ``sae``, ``evaluations``, ``checkpoint``; ``damaged`` where the manifest is unreadable."""
+    """``store``, ``run``, ``sae``...; ``unfinished`` for an interrupted run, ``damaged`` for an unreadable manifest."""
     n_bytes: int
     """Size of all files below it."""
     content: dict[str, Any]
@@ -81,6 +81,8 @@ def list_folders(path: Path) -> list[Folder]:
             kind, content = manifest.kind, manifest.content
         except DamagedFileError as error:
             kind, content = "damaged", {"problem": str(error)}
+        if kind == "checkpoint":  # checkpoints without a manifest above them: their run is not finished
+            folder, kind, content = folder.parent.parent, "unfinished", {}
         found.append(Folder(folder, kind, _size(folder), content))
     return found
 

@@ -23,11 +23,16 @@ _CONVERSATION_FIELDS = ("messages", "conversations")
 
 
 def load_documents(spec: TextSpec) -> list[Document]:
-    """Read all documents of a source, in a fixed order, with their split.
+    """Read the documents of a source, in a fixed order, with their split.
 
     Raises:
         UsageError: The file is missing, of an unknown kind, empty, or a line or row has no text.
     """
+    documents = _load_all(spec)
+    return [d for d in documents if d.split == "heldout"] if spec.only_heldout else documents
+
+
+def _load_all(spec: TextSpec) -> list[Document]:
     if spec.source in ("stdlib", "stdlib-with-tests"):
         return stdlib_documents(
             include_tests=spec.source == "stdlib-with-tests", heldout_share=spec.heldout_share

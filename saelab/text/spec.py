@@ -15,14 +15,16 @@ class TextSpec:
     source: str = "stdlib"
     """`stdlib`, `stdlib-with-tests`, or a .txt, .jsonl or .parquet file ("text" and, optional, "id")."""
     heldout_share: float = HELDOUT_SHARE
-    """Share of the documents that is held out, chosen by the hash of the document's id."""
+    """Share of the documents that is held out, chosen by the hash of the document's id; 1 holds out all."""
+    only_heldout: bool = False
+    """Read the held-out documents alone, for an evaluation."""
 
     def __post_init__(self) -> None:
         if not self.source.strip():
             raise UsageError(
                 "text: the source is empty; give `stdlib` or the path of a .txt, .jsonl or .parquet file"
             )
-        if not 0.0 <= self.heldout_share < 1.0:
+        if not 0.0 <= self.heldout_share <= 1.0:
             raise UsageError(
-                f"text: heldout_share is {self.heldout_share}, it must be at least 0 and below 1"
+                f"text: heldout_share is {self.heldout_share}, it must be from 0 to 1"
             )

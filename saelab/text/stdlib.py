@@ -31,7 +31,8 @@ def stdlib_documents(
 ) -> list[Document]:
     """Read the standard library as documents, in the order of the hash of their path.
 
-    The order is fixed but not alphabetical, so that any prefix of the corpus is a fair sample.
+    The order is fixed but not alphabetical, so that any prefix of the corpus is a fair sample; the
+    held-out documents are spread evenly, the first at the front, so that any prefix has some.
 
     Args:
         include_tests: Also read the interpreter's own test suite, where it is installed. It is
@@ -45,12 +46,26 @@ def stdlib_documents(
     root = root or Path(sysconfig.get_paths()["stdlib"])
     documents = list(with_splits(_read_all(root, include_tests), heldout_share))
     documents.sort(key=lambda document: hashlib.blake2b(document.id.encode()).digest())
-    return move_near_copies_to_train(documents)
+    return _spread_heldout(move_near_copies_to_train(documents))
 
 
 def is_test_file(document_id: str) -> bool:
     """Whether a document of this corpus belongs to a test suite."""
     return not _TEST_FOLDERS.isdisjoint(Path(document_id).parts)
+
+
+def _spread_heldout(documents: list[Document]) -> list[Document]:
+    """Put the held-out documents at equal distances, counted in characters of training text."""
+    training = [document for document in documents if document.split == "train"]
+    heldout = [document for document in documents if document.split == "heldout"]
+    total = sum(len(document.text) for document in training)
+    spread, passed = [], 0
+    for document in training:
+        while heldout and passed >= total * (1 - len(heldout) / (len(documents) - len(training))):
+            spread.append(heldout.pop(0))
+        spread.append(document)
+        passed += len(document.text)
+    return spread + heldout
 
 
 def _read_all(root: Path, include_tests: bool) -> Iterator[Document]:

@@ -189,7 +189,7 @@ def finished_sae(trainer: Trainer, store: Store) -> tuple[SparseAutoencoder, tor
         apply_b_dec_to_input=True,
         inference=rule_to_json(form.rule),
         units=folded.units,
-        model_identity=store.model_identity.digest if store.model_identity else "",
+        model_identity=store.model_identity.hash if store.model_identity else "",
         model_name=store.model_identity.name if store.model_identity else "",
         store_identity=store.identity,
     )

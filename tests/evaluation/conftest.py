@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from saelab.activations.cache import cache_activations
 
+from saelab.activations.cache import cache_activations
 from saelab.activations.spec import CacheConfig
 from saelab.activations.store import Store
 from saelab.lm.load import LanguageModel, load_model
@@ -21,8 +21,8 @@ from saelab_kernels.code import SparseCode
 HOOK = "model.layers.0.output"
 D = 32
 BOS_NORM = 1000.0
-WORDS = ["red", "blue", "green", "iron", "stone", "glass", "river", "hill", "cloud"]
-WORDS += ["dog", "cat", "bird", "sings", "runs", "sleeps", "over", "under", "near"]
+SYLLABLES = ("ka", "mi", "to", "re", "su", "lo", "na", "vi")
+WORDS = [first + second for first in SYLLABLES for second in SYLLABLES]
 
 
 def write_text(path: Path, n_documents: int) -> None:
@@ -32,7 +32,7 @@ def write_text(path: Path, n_documents: int) -> None:
         for index in range(n_documents):
             words, at = [], chance.randrange(len(WORDS))
             for _ in range(chance.randrange(20, 60)):
-                at = chance.randrange(len(WORDS)) if chance.random() < 0.15 else (5 * at + 3) % len(WORDS)
+                at = chance.randrange(len(WORDS)) if chance.random() < 0.15 else (13 * at + 3) % len(WORDS)
                 words.append(WORDS[at])
             file.write(json.dumps({"id": f"doc {index}", "text": " ".join(words) + "\n"}) + "\n")
 
@@ -46,7 +46,7 @@ def make_tokenizer(path: Path):
     tokenizer.decoder = decoders.ByteLevel()
     texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
     trainer = trainers.BpeTrainer(
-        vocab_size=320,
+        vocab_size=450,
         special_tokens=["<|endoftext|>"],
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -85,6 +85,8 @@ def make_model(folder: Path, text: Path) -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_()
         model.model.embed_tokens.weight[bos] = BOS_NORM / D**0.5
+        # Attention sinks matter in real models: here every token reads BOS strongly.
+        model.model.layers[1].self_attn.o_proj.weight *= 4
         hidden = model.model(rows[:, :-1]).last_hidden_state.reshape(-1, D)
     weight = torch.zeros(len(tokenizer), D, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight], max_iter=25, line_search_fn="strong_wolfe")
@@ -125,9 +127,9 @@ def world(tmp_path_factory) -> World:
     def store(name: str, mask_bos: bool) -> Store:
         config = CacheConfig(
             model=spec,
-            text=TextSpec(source=str(text), heldout_share=0.25),
+            text=TextSpec(source=str(text), heldout_share=0.5),
             at=(HOOK,),
-            tokens=5_000,
+            tokens=3_000,
             context=48,
             dtype="float32",
             mask_bos=mask_bos,

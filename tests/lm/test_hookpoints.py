@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ LAYERS = {"llama": "model.layers", "gpt2": "transformer.h"}
 
 def family(lm: LanguageModel) -> str:
     return lm.hf.config.model_type
+
+
+def shape_of(folder: Path) -> dict:
+    config = json.loads((folder / "config.json").read_text())
+    shared = ("hidden", "intermediate", "num_", "vocab", "max_pos")
+    return {key: value for key, value in config.items() if key.startswith(shared)}
 
 
 def test_both_spellings_resolve_to_the_same_hookpoint(lm):
@@ -92,3 +99,21 @@ def test_a_config_that_is_no_language_model_gives_one_line(tmp_path):
     with pytest.raises(SaelabError, match="cannot list the hookpoints") as caught:
         list_hookpoints(ModelSpec(name=str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3"])
+def test_relatives_of_llama_have_all_its_names(llama_folder, tmp_path, model_type):
+    config = shape_of(llama_folder)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+    expected = {h.module_path: h.alias for h in list_hookpoints(ModelSpec(name=str(llama_folder))) if h.alias}
+    assert {
+        h.module_path: h.alias for h in list_hookpoints(ModelSpec(name=str(tmp_path))) if h.alias
+    } == expected
+
+
+def test_models_of_other_families_are_used_by_module_paths(llama_folder, tmp_path):
+    config = shape_of(llama_folder)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gemma2", "head_dim": 8}))
+    hookpoints = list_hookpoints(ModelSpec(name=str(tmp_path)))
+    assert resolve("model.layers.2.output", hookpoints).d_in == 24
+    assert {hookpoint.alias for hookpoint in hookpoints} == {None}

@@ -89,7 +89,6 @@ def test_the_tokenizer_hash_follows_the_vocabulary_and_not_the_use(copied, llama
     assert load_model(cpu(copied)).identity.tokenizer_hash == original
     raw = json.loads((copied / "tokenizer.json").read_text())
     raw["model"]["merges"].pop()
-    raw["padding"] = None
     (copied / "tokenizer.json").write_text(json.dumps(raw))
     assert load_model(cpu(copied)).identity.tokenizer_hash != original
 

@@ -61,7 +61,7 @@ def test_the_gradient_equals_autograd_in_float64(problem, map_):
     torch.testing.assert_close(losses, next_token_losses(hidden, map_, targets), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("row_tile", "vocabulary_tile"), [(1, 5000), (7, 1), (64, 100), (5000, 1002)])
+@pytest.mark.parametrize(("row_tile", "vocabulary_tile"), [(1, 5000), (25, 1), (64, 100), (5000, 1002)])
 def test_any_tile_size_gives_the_same(problem, row_tile, vocabulary_tile):
     clean, other, targets = (x[:50] for x in problem)
     map_ = head(soft_cap=5.0)
@@ -77,7 +77,7 @@ def test_any_tile_size_gives_the_same(problem, row_tile, vocabulary_tile):
 def test_the_loss_of_a_token_does_not_depend_on_the_others(problem):
     clean, other, targets = problem
     together = losses_and_kl(clean, other, head(), targets)
-    for start, stop in ((0, 1), (255, 258), (300, 699)):
+    for start, stop in ((0, 1), (511, 514), (300, 699)):
         apart = losses_and_kl(clean[start:stop], other[start:stop], head(), targets[start:stop])
         for whole, part in zip(together, apart, strict=True):
             assert torch.equal(whole[start:stop], part)
@@ -143,20 +143,19 @@ class LargestTensor(TorchDispatchMode):
 
 def test_no_tensor_of_all_logits_is_made(problem):
     clean, other, targets = problem
-    tiles = {"row_tile": 64, "vocabulary_tile": 128}
+    tiles = {"row_tile": 256, "vocabulary_tile": 128}
     with LargestTensor() as largest:
         losses_and_kl(clean, other, head(), targets, **tiles)
         next_token_losses(clean, head(), targets, **tiles)
         loss_gradient(clean, head(), targets, **tiles)
-    inputs_and_results = max(V, N) * D
-    assert largest.numel <= inputs_and_results < N * V / 40
+    assert largest.numel == 256 * 128 < N * V / 20
 
 
 def test_the_default_tiles_bound_the_memory():
     hidden = torch.zeros(2000, 8)
     with LargestTensor() as largest:
         next_token_losses(hidden, Unembedding(torch.zeros(9000, 8)), torch.zeros(2000, dtype=torch.int64))
-    assert largest.numel <= 256 * 4096
+    assert largest.numel <= 512 * 4096
 
 
 def test_a_model_that_scales_its_logits_is_refused_for_losses_only(tmp_path, llama_folder):

@@ -76,7 +76,7 @@ def test_capture_stops_after_the_last_hookpoint(lm, ids):
 def test_the_order_of_the_request_does_not_matter(lm, ids):
     backwards = capture(lm, ids, aliased(lm)[::-1])
     assert list(backwards) == aliased(lm)[::-1]
-    for hookpoint in aliased(lm):
+    for hookpoint in aliased(lm)[::4]:
         alone = capture(lm, ids, [hookpoint])[hookpoint]
         assert torch.equal(alone, backwards[hookpoint])
         assert alone.shape == (*ids.shape, hookpoint.d_in)
@@ -127,7 +127,6 @@ def test_right_padding_changes_nothing_before_it(lm, ids):
 
 def test_an_identity_edit_everywhere_leaves_the_logits_bit_equal(lm, ids):
     with edited(lm, {hookpoint: lambda x: x.clone() for hookpoint in lm.hookpoints}):
-        assert torch.equal(logits(lm, ids), logits(lm, ids))
         inside = logits(lm, ids)
     assert torch.equal(inside, logits(lm, ids))
 
@@ -165,7 +164,8 @@ def test_editing_a_blocks_input_equals_editing_the_output_before_it(lm, ids):
 def test_an_edit_may_compute_in_another_dtype_but_not_change_the_shape(lm, ids):
     (place,) = at(lm, "blocks.1.hook_resid_post")
     with edited(lm, {place: lambda x: x.double()}):
-        assert torch.equal(logits(lm, ids), logits(lm, ids))
+        inside = logits(lm, ids)
+    assert torch.equal(inside, logits(lm, ids))
     with edited(lm, {place: lambda x: x[:1]}), pytest.raises(ValueError, match="returned shape"):
         logits(lm, ids)
 
@@ -188,7 +188,10 @@ def test_gradients_equal_those_of_a_plain_forward_pass(lm, ids):
     expected_loss = F.pad(expected_loss.view(3, -1), (0, 1)) * counted
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
     plain = capture(lm, ids, places)
-    for place in places:
+    checked = at(
+        lm, *(f"blocks.1.{p}" for p in ("hook_resid_pre", "attn.hook_z", "hook_mlp_out")), "ln_final.hook_out"
+    )
+    for place in checked:
         assert torch.equal(activations[place], plain[place])
         # Each place alone, edited by a leaf of zeros: what the gradient is documented to mean.
         leaf = torch.zeros_like(plain[place], requires_grad=True)
@@ -211,5 +214,5 @@ def test_wrong_requests_are_refused_in_one_line(lm, ids):
     elsewhere = Hookpoint("model.layers.7.output", None, 24)
     with pytest.raises(UsageError, match=r"no hookpoint model\.layers\.7\.output"):
         capture(lm, ids, [elsewhere])
-    with pytest.raises(UsageError, match="60 tokens.*at most 32"):
+    with pytest.raises(UsageError, match=r"60 tokens.*at most 32"):
         capture(lm, ids.repeat(1, 3), last_block(lm)[:1])

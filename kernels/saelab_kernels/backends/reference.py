@@ -1,0 +1,143 @@
+"""Backend "reference": dense float64, written for reading. Results are cast back to the input's dtype."""
+
+from __future__ import annotations
+
+import torch
+
+from saelab_kernels.code import SparseCode
+from saelab_kernels.dispatch import Backend
+from saelab_kernels.gradients import GradientBuffers, Gradients
+from saelab_kernels.rules import PerBatch, PerFeature, PerToken
+from saelab_kernels.select import Attribution, Selection, SelectRequest
+from saelab_kernels.shapes import Bool, Float, Int, Tensor
+
+
+class _Reference:
+    """Makes every dense tensor that the other backends avoid."""
+
+    def encode_select(self, request: SelectRequest) -> Selection:
+        dtype = request.x.dtype
+        z = request.x.double() @ request.of_columns(request.W_enc.t()).t().double()
+        z = z + request.of_columns(request.b_enc).double()
+        score, mean = _score(request, z)
+        rank = score.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        rule, boundary, band = request.rule, None, None
+        if isinstance(rule, PerToken):
+            code, boundary = _per_token(request, z, rank, rule.k)
+        else:
+            if isinstance(rule, PerBatch):
+                kept, boundary = _per_batch(rank, rule.budget(z.shape[0]))
+            elif isinstance(rule, PerFeature):
+                assert request.budgets is not None
+                kept = _largest(rank.t(), request.of_columns(request.budgets)).t()
+                boundary = _next_best(rank, kept, dim=0)
+            else:
+                assert request.theta is not None
+                theta = request.theta.double()
+                theta = request.of_columns(theta) if theta.ndim else theta
+                kept = (rank > theta) & (rank > 0)
+                if request.band:
+                    band = _ragged(request, z, (score - theta).abs() < request.band / 2)
+            code = _ragged(request, z, kept)
+        return Selection(
+            code,
+            boundary=boundary.to(dtype) if request.boundary and boundary is not None else None,
+            band=band,
+            attribution_mean=None if mean is None else mean.to(dtype),
+        )
+
+    def decode(self, code: SparseCode, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
+        x_hat = code.dense().double() @ W_dec.double()
+        if b_dec is not None:
+            x_hat = x_hat + b_dec.double()
+        return x_hat.to(W_dec.dtype)
+
+    def code_gradients(
+        self,
+        code: SparseCode,
+        x: Tensor,
+        W_dec: Tensor,
+        g_out: Tensor | None,
+        g_values: Tensor | None,
+        buffers: GradientBuffers,
+        accumulate: bool,
+    ) -> Gradients:
+        exact = code.ragged()
+        rows, columns, values = exact.row_ids(), exact.columns.long(), exact.values
+        nnz = values.shape[0]
+        g_out = x.new_zeros(x.shape[0], W_dec.shape[1]) if g_out is None else g_out
+        dz = (g_out.double() @ W_dec.double().t())[rows, columns]
+        if g_values is not None:
+            dz = dz + g_values.reshape(-1)[:nnz].double()
+        dz = dz.where(values > 0, 0)
+        dense_dz = torch.zeros(code.shape, dtype=torch.float64, device=x.device)
+        dense_dz.index_put_((rows, columns), dz, accumulate=True)
+        dense_values = torch.zeros_like(dense_dz)
+        dense_values.index_put_((rows, columns), values.double(), accumulate=True)
+        for buffer, gradient in (
+            (buffers.W_enc, x.double().t() @ dense_dz),
+            (buffers.b_enc, dense_dz.sum(dim=0)),
+            (buffers.W_dec, dense_values.t() @ g_out.double()),
+        ):
+            buffer.copy_(buffer + gradient if accumulate else gradient)
+        d_values = code.values.new_zeros(code.values.numel())
+        d_values[:nnz] = dz.to(d_values.dtype)
+        return Gradients(buffers.W_enc, buffers.b_enc, buffers.W_dec, d_values.view(code.values.shape))
+
+
+def _score(request: SelectRequest, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the rule ranks, and the mean attribution of each row."""
+    if request.scale is not None:
+        return z * request.of_columns(request.scale).double(), None
+    if request.attribution is None:
+        return z, None
+    attribution: Attribution = request.attribution
+    c = (attribution.g.double() @ request.of_columns(attribution.W_dec).double().t()).abs()
+    mean = c.mean(dim=1)
+    divisor = mean.where(mean != 0, torch.inf) if attribution.norm == "token" else attribution.mean_c
+    c = c / torch.as_tensor(divisor, dtype=c.dtype, device=c.device).reshape(-1, 1)
+    return z * (1 + attribution.beta * c) if attribution.mode == "add" else z * c, mean
+
+
+def _largest(rank: Tensor, budgets: Int[Tensor, " rows"]) -> Bool[Tensor, "rows n"]:
+    """The `budgets[r]` largest positive entries of each row, of equal ones the lower columns."""
+    order = rank.sort(dim=1, descending=True, stable=True).indices
+    places = torch.arange(rank.shape[1], device=rank.device).expand_as(rank)
+    place_of = torch.empty_like(order).scatter_(1, order, places)
+    return (place_of < budgets.unsqueeze(1)) & (rank > 0)
+
+
+def _next_best(rank: Tensor, kept: Tensor, dim: int) -> Tensor:
+    """The largest positive score outside `kept` along `dim`, 0 where there is none."""
+    outside = rank.masked_fill(kept, 0).clamp_min(0)
+    return outside.amax(dim=dim) if rank.shape[dim] else outside.sum(dim=dim)
+
+
+def _per_batch(rank: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    flat = rank.reshape(1, -1)
+    kept = _largest(flat, torch.tensor([budget], device=rank.device))
+    return kept.view(rank.shape), _next_best(flat, kept, dim=1)[0]
+
+
+def _per_token(request: SelectRequest, z: Tensor, rank: Tensor, k: int) -> tuple[SparseCode, Tensor]:
+    rows, n = z.shape
+    budgets = torch.full((rows,), k, device=z.device) if request.budgets is None else request.budgets
+    kept = _largest(rank, budgets)
+    local = rank.sort(dim=1, descending=True, stable=True).indices[:, : min(k, n)]
+    values = z.where(kept, 0).gather(1, local).to(request.x.dtype)
+    columns = local if request.columns is None else request.columns[local]
+    code = SparseCode(values, columns.to(torch.int32), request.W_enc.shape[1])
+    return code, _next_best(rank, kept, dim=1)
+
+
+def _ragged(request: SelectRequest, z: Float[Tensor, "rows n"], kept: Bool[Tensor, "rows n"]) -> SparseCode:
+    rows, local = kept.nonzero(as_tuple=True)
+    columns = local if request.columns is None else request.columns[local]
+    offsets = torch.zeros(z.shape[0] + 1, dtype=torch.int64, device=z.device)
+    torch.cumsum(kept.sum(dim=1), dim=0, out=offsets[1:])
+    return SparseCode(
+        z[rows, local].to(request.x.dtype), columns.to(torch.int32), request.W_enc.shape[1], offsets
+    )
+
+
+BACKEND: Backend = _Reference()

@@ -1,0 +1,33 @@
+"""`python -m saelab.training --config FILE --store STORE --out RUN`: train where only torch is installed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from saelab.activations.store import Store
+from saelab.errors import Interrupted, SaelabError, UsageError
+from saelab.storage.files import read_json
+from saelab.training.config import train_config_from_json
+from saelab.training.run import train_run
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train from a saved configuration, or finish an interrupted run."""
+    parser = argparse.ArgumentParser(prog="python -m saelab.training", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="config.json of a run, or one like it")
+    parser.add_argument("--store", type=Path, required=True, help="activation store")
+    parser.add_argument("--out", type=Path, required=True, help="run folder")
+    parser.add_argument("--resume", choices=("exact", "plain"), default="exact", help="with another thread count")
+    options = parser.parse_args(arguments)
+    config = train_config_from_json(read_json(options.config), str(options.config))
+    train_run(config, Store.open(options.store), options.out, resume=options.resume)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SaelabError as error:
+        sys.stderr.write(f"saelab.training: {error}\n")
+        sys.exit(2 if isinstance(error, UsageError) else 130 if isinstance(error, Interrupted) else 1)

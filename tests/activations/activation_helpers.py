@@ -1,0 +1,14 @@
+"""Names and helpers that several test files here use."""
+
+from pathlib import Path
+
+RESID_0, RESID_1 = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
+
+
+def data_files(folder: Path) -> dict[str, bytes]:
+    """Every file of a store but the lock, by name."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }

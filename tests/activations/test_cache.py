@@ -1,0 +1,352 @@
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from activation_helpers import RESID_0, RESID_1, data_files
+from safetensors import safe_open
+
+from saelab.activations.plan import plan_cache
+from saelab.activations.spec import CacheConfig
+from saelab.activations.store import Store
+from saelab.errors import SaelabError, UsageError
+from saelab.lm.run import edited
+from saelab.text.packing import predictions_that_count
+from saelab.text.spec import TextSpec
+
+
+def token_rows(store):
+    return [torch.from_numpy(store.tokens[a:b].astype(np.int64)) for a, b in pairwise(store.row_starts)]
+
+
+def all_rows(store, hook, split="train"):
+    return store.rows(hook, split, 0, store.n_rows(hook, split))
+
+
+def test_a_store_has_the_documented_layout(store):
+    n = len(store.manifest.content["shards"])
+    assert n > 1
+    hooks = [f"hooks/model.layers.{i}.output/shard-{s:06d}.safetensors" for i in (0, 1) for s in range(n)]
+    others = ["config.json", "documents.parquet", "keep.bin", "loss.bin", "rows.bin", "tokens.bin"]
+    statistics = [f"statistics/model.layers.{i}.output.safetensors" for i in (0, 1)]
+    assert sorted(store.manifest.files) == sorted(hooks + others + statistics)
+    assert set(data_files(store.path)) == {*store.manifest.files, "manifest.json"}
+    assert (store.path / "tokens.bin").stat().st_size == 4 * len(store.tokens)
+    assert store.documents.column_names == ["id", "start", "length", "source", "split"]
+    with safe_open(store.path / hooks[0], "pt") as file:
+        assert sorted(file.keys()) == ["activations", "gradients", "token_index"]
+
+
+def test_exactly_the_wanted_number_of_rows_is_stored(store):
+    assert [hook.n_rows for hook in store.hooks] == [600, 600]
+    assert store.n_rows(RESID_0, "train") + store.n_rows(RESID_0, "heldout") == 600
+    assert store.n_rows(RESID_0, "heldout") > 50
+    assert store.keep.sum() == 600
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_stored_activations_and_gradients_equal_a_plain_forward_pass(store, lm, split):
+    counts = predictions_that_count(store.sequences)
+    expected_x, expected_g = {0: {}, 1: {}}, {0: {}, 1: {}}
+    for row, start in zip(token_rows(store), store.row_starts[:-1], strict=True):
+        # The last of transformers' hidden states is behind the final norm, so blocks are read by hooks.
+        hidden = []
+
+        def record(_module, _inputs, output, hidden=hidden):
+            hidden.append(output)
+
+        handles = [layer.register_forward_hook(record) for layer in lm.hf.model.layers]
+        embedded = lm.hf.get_input_embeddings()(row[None]).requires_grad_()
+        output = lm.hf(inputs_embeds=embedded, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        count = torch.from_numpy(counts[start : start + len(row)])[:-1]
+        losses = F.cross_entropy(output.logits[0, :-1], row[1:], reduction="none")
+        gradients = torch.autograd.grad((losses * count).sum(), hidden)
+        for layer in (0, 1):
+            for t in range(len(row)):
+                expected_x[layer][int(start) + t] = hidden[layer][0, t].detach()
+                expected_g[layer][int(start) + t] = gradients[layer][0, t]
+    for layer, hook in enumerate((RESID_0, RESID_1)):
+        rows = all_rows(store, hook, split)
+        index = rows.token_index.tolist()
+        assert len(index) == store.n_rows(hook, split) > 0
+        assert torch.allclose(rows.x, torch.stack([expected_x[layer][t] for t in index]), atol=1e-5)
+        wanted = torch.stack([expected_g[layer][t] for t in index])
+        assert wanted.abs().max() > 0.01
+        assert torch.allclose(rows.gradients, wanted, atol=1e-5)
+
+
+def test_token_indices_are_the_kept_tokens_in_document_order(store):
+    found = np.concatenate(
+        [all_rows(store, RESID_0, split).token_index.numpy() for split in ("train", "heldout")]
+    )
+    assert np.array_equal(np.sort(found), np.flatnonzero(store.keep))
+    for split in ("train", "heldout"):
+        index = all_rows(store, RESID_0, split).token_index.numpy()
+        assert (np.diff(index) > 0).all()
+        assert {store.split_of_token(int(t)) for t in index} == {split}
+
+
+def test_stored_losses_are_the_models_own(store, lm):
+    losses = store.losses
+    for row, start in zip(token_rows(store), store.row_starts[:-1], strict=True):
+        logits = lm.hf(input_ids=row[None]).logits[0, :-1]
+        found = torch.from_numpy(losses[start : start + len(row)].copy())
+        assert torch.allclose(found[:-1], F.cross_entropy(logits, row[1:], reduction="none"), atol=1e-5)
+        assert found[-1].isnan()
+
+
+def test_several_hooks_in_one_pass_give_the_files_of_single_hooks(store, make_store, tmp_path):
+    together = data_files(store.path)
+    for hook in (RESID_0, RESID_1):
+        alone = make_store(tmp_path / hook, at=(hook,), dtype="float32", gradients=True)
+        files = data_files(alone.path)
+        for name in set(files) - {"manifest.json", "config.json"}:
+            assert files[name] == together[name], name
+
+
+def test_losses_and_gradients_leave_activations_unchanged_to_the_bit(store, make_store, tmp_path):
+    plain = make_store(tmp_path / "plain", dtype="float32")
+    for split in ("train", "heldout"):
+        assert torch.equal(all_rows(plain, RESID_0, split).x, all_rows(store, RESID_0, split).x)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_rounds_to_nearest(store, make_store, tmp_path, dtype):
+    half = make_store(tmp_path / "half", dtype=dtype)
+    exact = all_rows(store, RESID_0).x
+    assert torch.equal(all_rows(half, RESID_0).x, exact.to(getattr(torch, dtype)).float())
+
+
+def test_caching_twice_elsewhere_gives_equal_bytes_and_identities(make_store, tmp_path):
+    one, two = (make_store(tmp_path / name, loss=True) for name in ("a place", "ein Örtchen"))
+    assert data_files(one.path) == data_files(two.path)
+    assert one.identity == two.identity
+    other = make_store(tmp_path / "other", tokens=599)
+    assert other.identity != one.identity
+
+
+def test_both_spellings_are_the_same_request(make_store, tmp_path):
+    first = make_store(tmp_path / "s")
+    before = (first.path / "manifest.json").stat().st_mtime_ns
+    again = make_store(tmp_path / "s", at=("model.layers.0.output", RESID_0))
+    assert again.hooks == first.hooks
+    assert (first.path / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_finished_store_is_returned_without_running_the_model(make_store, tmp_path, monkeypatch):
+    make_store(tmp_path / "s")
+    monkeypatch.setattr("saelab.activations.harvest.Harvester.harvest", None)
+    assert make_store(tmp_path / "s").hook().n_rows == 600
+
+
+def test_another_configuration_is_refused_with_the_differing_keys(make_store, tmp_path):
+    make_store(tmp_path / "s")
+    with pytest.raises(UsageError, match="tokens: 600 there, 601 now") as caught:
+        make_store(tmp_path / "s", tokens=601)
+    assert "context" not in str(caught.value)
+
+
+def test_another_text_of_the_same_name_is_refused(make_store, tmp_path, corpus):
+    path = tmp_path / "text.jsonl"
+    path.write_text(corpus.read_text())
+    text = TextSpec(source=str(path), heldout_share=0.25)
+    make_store(tmp_path / "s", text=text)
+    path.write_text(corpus.read_text().replace("some", "more"))
+    with pytest.raises(UsageError, match="text_hash"):
+        make_store(tmp_path / "s", text=text)
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(make_store, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        make_store(tmp_path)
+    own = Store.from_tensors(tmp_path / "own", torch.ones(10, 2), dtype="float32")
+    with pytest.raises(UsageError, match="not cached from a model"):
+        make_store(own.path)
+
+
+@pytest.mark.parametrize("mode", ["packed", "document"])
+@pytest.mark.parametrize("masks", [{}, {"mask_bos": False}, {"mask_first_positions": 3}])
+def test_masked_tokens_have_no_rows(make_store, tmp_path, mode, masks):
+    store = make_store(tmp_path / "s", packing=mode, tokens=300, **masks)
+    position = np.arange(len(store.tokens)) - np.repeat(store.row_starts[:-1], np.diff(store.row_starts))
+    is_bos = store.tokens == store.sequences.bos_token_id
+    assert not store.keep[position < masks.get("mask_first_positions", 0)].any()
+    assert store.keep[is_bos].any() == (not masks.get("mask_bos", True))
+    assert not store.keep[store.row_starts[1:] - 1].any()
+    if mode == "document":
+        assert set(store.row_starts[:-1]) >= set(store.documents["start"].to_pylist())
+
+
+def test_the_end_of_the_text_is_noted(make_store, tmp_path):
+    store = make_store(tmp_path / "s", tokens=1_000_000)
+    assert store.hook().n_rows < 5000
+    assert store.notes[0].endswith("of 1,000,000 rows")
+
+
+@contextmanager
+def planted(lm, token, scale):
+    """While active, one token's activations at block 0 are larger by a factor."""
+    hookpoint = next(h for h in lm.hookpoints if h.alias == RESID_0)
+    ids = []
+
+    def grow(x):
+        return torch.where((ids[-1] == token)[..., None], x * scale, x)
+
+    handle = lm.hf.get_input_embeddings().register_forward_pre_hook(lambda _m, args: ids.append(args[0]))
+    try:
+        with edited(lm, {hookpoint: grow}):
+            yield
+    finally:
+        handle.remove()
+
+
+def common_token(store):
+    values, counts = np.unique(store.tokens[store.keep], return_counts=True)
+    return int(values[counts.argsort()[len(counts) // 4]])
+
+
+@pytest.mark.parametrize("ratio", [None, 20.0])
+def test_norm_outliers_are_reported_and_masked_when_asked(lm, make_store, tmp_path, ratio):
+    plain = make_store(tmp_path / "plain", at=(RESID_0, RESID_1), dtype="float32")
+    token = common_token(plain)
+    is_planted = plain.keep & (plain.tokens == token)
+    with planted(lm, token, 1000.0):
+        store = make_store(
+            tmp_path / "s", at=(RESID_0, RESID_1), dtype="float32", mask_norm_ratio=ratio, loss=True
+        )
+    assert 0 < is_planted.sum() < 60
+    outlier_ratio = store.statistics(RESID_0).outlier_ratio
+    if ratio is None:
+        assert outlier_ratio > 300
+        assert np.array_equal(store.keep, plain.keep)
+        assert store.notes == ()
+    else:
+        assert outlier_ratio < 20
+        assert np.array_equal(store.keep, plain.keep & ~is_planted)
+        assert store.notes == (f"{is_planted.sum()} tokens were left out because of their norm",)
+        assert store.manifest.content["provenance"]["masked_by_norm"] == is_planted.sum()
+        assert store.hook(RESID_1).n_rows == 600 - is_planted.sum()
+
+
+def test_gradients_count_no_prediction_from_a_token_masked_by_norm(lm, make_store, tmp_path):
+    first = make_store(tmp_path / "plain", dtype="float32")
+    token = common_token(first)
+    with planted(lm, token, 1000.0):
+        store = make_store(tmp_path / "s", dtype="float32", mask_norm_ratio=20.0, gradients=True)
+        counts = predictions_that_count(store.sequences)
+        row = int(np.searchsorted(store.row_starts, np.flatnonzero(store.tokens == token)[0], "right")) - 1
+        start, stop = store.row_starts[row : row + 2]
+        ids = torch.from_numpy(store.tokens[start:stop].astype(np.int64))
+        seen = []
+        grab = lm.hf.model.layers[0].register_forward_hook(
+            lambda _m, _i, out: seen.append(out.requires_grad_())
+        )
+        logits = lm.hf(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        grab.remove()
+        losses = F.cross_entropy(logits, ids[1:], reduction="none")
+        (gradient,) = torch.autograd.grad((losses * torch.from_numpy(counts[start : stop - 1])).sum(), seen)
+    split = store.split_of_token(int(start))
+    rows = all_rows(store, None, split)
+    chosen = (rows.token_index >= int(start)) & (rows.token_index < int(stop))
+    assert 0 < int(chosen.sum()) < stop - start - 1
+    assert torch.allclose(
+        rows.gradients[chosen], gradient[0, rows.token_index[chosen] - int(start)], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "message"),
+    [
+        (1e6, "float16", r"do not fit float16 .* store them as bfloat16"),
+        (float("nan"), "bfloat16", "NaN or infinite for .* the first is token .*position .*document 'doc"),
+    ],
+)
+def test_values_that_cannot_be_stored_stop_the_cache(lm, make_store, store, tmp_path, scale, dtype, message):
+    with planted(lm, common_token(store), scale), pytest.raises(SaelabError, match=message) as caught:
+        make_store(tmp_path / "s", dtype=dtype)
+    assert RESID_0 in str(caught.value)
+    assert not list((tmp_path / "s").rglob("manifest.json"))
+    if dtype == "bfloat16":
+        first = int(np.flatnonzero(store.keep & (store.tokens == common_token(store)))[0])
+        assert f"first is token {first} " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"at": ("blocks.7.hook_resid_post",)}, "blocks"),
+        ({"context": 17}, "at most 16"),
+        ({"text": TextSpec(source="missing.jsonl")}, "no file"),
+    ],
+)
+def test_impossible_requests_are_refused_before_anything_is_written(make_store, tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        make_store(tmp_path / "s", **options)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tokens": 0},
+        {"context": 1},
+        {"at": ()},
+        {"dtype": "int8"},
+        {"packing": "tight"},
+        {"mask_first_positions": 16},
+        {"mask_norm_ratio": 1.0},
+        {"batch_rows": 0},
+        {"shard_rows": 0},
+    ],
+)
+def test_impossible_configurations_are_refused(make_config, options):
+    with pytest.raises(UsageError, match="cache: "):
+        make_config(**options)
+
+
+def test_the_plan_bounds_the_store_without_loading_weights(make_config, make_store, tmp_path, monkeypatch):
+    options = {"at": (RESID_0, RESID_1), "gradients": True}
+    plan = plan_cache(make_config(**options))
+    store = make_store(tmp_path / "s", **options)
+    # Headers, statistics and tables are a few KB each and do not grow with the number of tokens.
+    bulk = sum(p.stat().st_size - 4096 for p in store.path.rglob("shard-*"))
+    assert bulk <= plan.disk_bytes <= 1.3 * bulk
+    assert plan.rows == 600
+    assert [hook.alias for hook in plan.hooks] == [RESID_0, RESID_1]
+    assert plan.memory_bytes > 0
+
+
+def test_too_little_space_is_said_before_the_start(make_store, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("saelab.storage.files.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(SaelabError, match="only 1,000 are free"):
+        make_store(tmp_path / "s")
+    assert not (tmp_path / "s" / "config.json").exists()
+
+
+def test_the_configuration_is_written_with_its_inputs(store, make_config, lm):
+    request = json.loads((store.path / "config.json").read_text())
+    assert request["config"]["at"] == ["model.layers.0.output", "model.layers.1.output"]
+    assert request["inputs"]["model"] == lm.identity.to_json()
+    assert request["environment"]["threads"] == torch.get_num_threads()
+    assert store.model_identity == lm.identity
+    assert store.model_spec() == make_config().model
+    assert store.tokenizer_hash == lm.identity.tokenizer_hash
+
+
+def test_config_modules_need_no_torch():
+    code = (
+        "import saelab.activations.spec, saelab.text.spec, sys; "
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert isinstance(replace(CacheConfig(at=("x",), tokens=1), tokens=2), CacheConfig)

@@ -1,0 +1,244 @@
+"""Runs on disk: finished once, resumed with the same bits from anywhere, never overwritten."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from saelab.activations.store import Store
+from saelab.errors import Interrupted, SaelabError, UsageError
+from saelab.interrupts import StopRequest
+from saelab.storage import files
+from saelab.storage.inspect import verify_folder
+from saelab.training.checkpoints import finished_checkpoints
+from saelab.training.config import train_config_from_json
+from saelab.training.run import Run, train_run
+
+NOT_DATA = {"timing.jsonl", "environment.json", ".lock"}
+
+
+def data_files(folder: Path) -> dict[str, bytes]:
+    """Every data file of a run: all but rates, host facts and locks."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in NOT_DATA
+    }
+
+
+@pytest.fixture
+def straight(make_config, store, tmp_path):
+    """The files of a run that was never stopped."""
+    train_run(make_config(), store, tmp_path / "straight", quiet=True)
+    return data_files(tmp_path / "straight")
+
+
+class StopAfter(StopRequest):
+    """Asks for a stop when it has been looked at so many times."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    @property
+    def requested(self):
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_a_finished_run_opens_verifies_and_is_not_trained_again(make_config, store, tmp_path):
+    run = train_run(make_config(), store, tmp_path / "run", quiet=True)
+    assert verify_folder(tmp_path / "run").problems == []
+    before = data_files(tmp_path / "run")
+    again = train_run(make_config(), store, tmp_path / "run", quiet=True)
+    assert again == run == Run.open(tmp_path / "run")
+    assert data_files(tmp_path / "run") == before
+    assert run.store_path == store.path.resolve()
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(make_config, store, tmp_path, straight):
+    train_run(make_config(), store, tmp_path / "again", quiet=True)
+    assert data_files(tmp_path / "again") == straight
+    train_run(make_config(seed=1), store, tmp_path / "other", quiet=True)
+    assert data_files(tmp_path / "other")["sae/weights.safetensors"] != straight["sae/weights.safetensors"]
+
+
+@pytest.mark.parametrize("looks", [0, 4, 7, 12, 33])
+def test_half_plus_resume_plus_half_equals_the_whole(make_config, store, tmp_path, straight, looks):
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        train_run(make_config(), store, tmp_path / "run", stop=StopAfter(looks), quiet=True)
+    train_run(make_config(), store, tmp_path / "run", quiet=True)
+    assert data_files(tmp_path / "run") == straight
+
+
+class SimulatedCrash(BaseException):
+    """Not an Exception, so that nothing can catch it and tidy up: like a kill."""
+
+
+def test_a_crash_at_every_write_leaves_a_run_that_the_same_call_finishes(make_config, store, tmp_path, monkeypatch):
+    config = make_config(steps=6, checkpoint_every=3)
+    real = {"replace": files.os.replace, "fsync": files.os.fsync}
+    calls = {"left": None, "seen": 0}
+
+    def counting(name):
+        def call(*arguments):
+            calls["seen"] += 1
+            if calls["left"] is not None:
+                calls["left"] -= 1
+                if calls["left"] < 0:
+                    raise SimulatedCrash
+            return real[name](*arguments)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(files.os, name, counting(name))
+    train_run(config, store, tmp_path / "counted", quiet=True)
+    straight = data_files(tmp_path / "counted")
+    total = calls["seen"]
+    assert total > 30
+    for crash_at in range(total):
+        folder = tmp_path / f"crash-{crash_at}"
+        calls["left"] = crash_at
+        with pytest.raises(SimulatedCrash):
+            train_run(config, store, folder, quiet=True)
+        calls["left"] = None
+        train_run(config, store, folder, quiet=True)
+        assert data_files(folder) == straight, f"crash at write {crash_at}"
+        shutil.rmtree(folder)
+
+
+def test_checkpoints_kept_are_the_last_two_and_the_one_before_the_decay(make_config, store, tmp_path):
+    train_run(make_config(steps=30), store, tmp_path / "run", quiet=True)
+    names = [place.name for place in finished_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert names == ["step-000021", "step-000025", "step-000030"]
+
+
+def test_another_configuration_is_refused_with_the_difference(make_config, store, tmp_path):
+    train_run(make_config(), store, tmp_path / "run", quiet=True)
+    with pytest.raises(UsageError, match=r"recipe\.k = 4 \(now 5\)"):
+        train_run(make_config(k=5), store, tmp_path / "run", quiet=True)
+
+
+def test_a_folder_with_other_files_is_refused(make_config, store, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds other files \(thesis\.txt\)"):
+        train_run(make_config(), store, tmp_path, quiet=True)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_two_trainers_on_one_folder_the_second_fails_at_once(make_config, store, tmp_path):
+    from saelab.storage.lock import locked
+
+    with locked(tmp_path / "run", "train"), pytest.raises(SaelabError, match="in use by another process"):
+        train_run(make_config(), store, tmp_path / "run", quiet=True)
+
+
+def test_another_thread_count_is_refused_for_exact_and_allowed_for_plain(make_config, store, tmp_path):
+    with pytest.raises(Interrupted):
+        train_run(make_config(), store, tmp_path / "run", stop=StopAfter(6), quiet=True)
+    state = next((tmp_path / "run" / "checkpoints").glob("*/state.json"))
+    facts = json.loads(state.read_text())
+    files.write_json(state, facts | {"threads": facts["threads"] + 1})
+    from saelab.storage.manifest import write_manifest
+
+    write_manifest(state.parent, "checkpoint", ["state.json", "state.safetensors"], {"step": facts["step"]})
+    with pytest.raises(SaelabError, match="--resume plain"):
+        train_run(make_config(), store, tmp_path / "run", quiet=True)
+    assert train_run(make_config(), store, tmp_path / "run", resume="plain", quiet=True)
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(make_config, store, tmp_path):
+    with pytest.raises(Interrupted):
+        train_run(make_config(), store, tmp_path / "run", stop=StopAfter(12), quiet=True)
+    newest = finished_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "state.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    with pytest.raises(SaelabError, match=r"is damaged: .* remove .* to go on from the checkpoint before it"):
+        train_run(make_config(), store, tmp_path / "run", quiet=True)
+
+
+def poisoned_store(tmp_path, store, value):
+    """A store whose activations hold a bad value that no cache of ours would have let pass."""
+    shutil.copytree(store.path, tmp_path / "poisoned")
+    shard = next((tmp_path / "poisoned" / "hooks").rglob("*.safetensors"))
+    from saelab.storage.tensors import read_tensors, write_tensors
+
+    tensors = read_tensors(shard)
+    tensors["activations"][1700, 3] = value
+    write_tensors(shard, tensors)
+    return Store.open(tmp_path / "poisoned")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_stop_the_run_and_are_kept(make_config, store, tmp_path, value):
+    poisoned = poisoned_store(tmp_path, store, value)
+    with pytest.raises(SaelabError, match=r"1 of 64 activations hold NaN or inf, the first at token 1,700"):
+        train_run(make_config(steps=80), poisoned, tmp_path / "run", quiet=True)
+    from saelab.storage.tensors import read_tensors
+
+    saved = read_tensors(next((tmp_path / "run" / "nonfinite").iterdir()))
+    assert int((~torch.isfinite(saved["x"])).any(1).sum()) == 1
+
+
+def test_batches_that_are_not_finite_can_be_skipped_and_are_counted(make_config, store, tmp_path):
+    poisoned = poisoned_store(tmp_path, store, float("nan"))
+    run = train_run(make_config(steps=80, skip_nonfinite=True), poisoned, tmp_path / "run", quiet=True)
+    last = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["skipped_batches"] >= 1
+    assert torch.isfinite(run.sae().W_dec).all()
+
+
+def test_divergence_is_one_line_and_keeps_the_last_checkpoint(make_config, store, tmp_path):
+    with pytest.raises(SaelabError, match=r"diverged at step .* start a new run with a learning rate below 1e\+04"):
+        train_run(make_config(lr=1e4, log_every=1), store, tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k must be a whole number from 1 to the width 48, not 0"),
+        ({"k": 49}, "not 49"),
+        ({"width": 0}, "positive whole number"),
+        ({"lr": -1.0}, "lr must be a positive number"),
+        ({"lr": float("nan")}, "lr must be a positive number"),
+        ({"batch": 10**6, "steps": 1}, "tokens"),
+        ({"grad_clip": 0.0}, "grad_clip must be positive"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_with_the_bound(make_config, options, message):
+    with pytest.raises(UsageError, match=message):
+        make_config(**options)
+
+
+def test_a_batch_larger_than_the_store_is_refused(store, make_config, tmp_path):
+    with pytest.raises(UsageError, match="batch"):
+        train_run(make_config(tokens=10_000, batch=10_000), store, tmp_path / "run", quiet=True)
+
+
+def test_a_width_that_does_not_fit_is_refused_with_the_largest_that_does(make_config):
+    from saelab.training.memory import require_memory
+
+    with pytest.raises(SaelabError, match=r"largest width that fits is about \d"):
+        require_memory(make_config(width=10**9), 16)
+
+
+def test_a_configuration_survives_json_and_unknown_fields_are_refused(make_config):
+    config = make_config()
+    raw = json.loads(json.dumps(config.to_json()))
+    assert train_config_from_json(raw, "config.json") == config
+    with pytest.raises(UsageError, match=r"config\.json has unknown fields: learning_rate"):
+        train_config_from_json(raw | {"learning_rate": 1}, "config.json")
+    raw.pop("lr")
+    with pytest.raises(UsageError, match=r"config\.json lacks lr"):
+        train_config_from_json(raw, "config.json")
+
+
+def test_an_unknown_recipe_and_option_name_the_known_ones(make_config):
+    raw = make_config().to_json()
+    with pytest.raises(UsageError, match="recipe 'topj' is unknown; known: topk"):
+        train_config_from_json(raw | {"recipe": {"name": "topj"}}, "config.json")
+    with pytest.raises(UsageError, match="no option kk; it has k"):
+        train_config_from_json(raw | {"recipe": {"name": "topk", "kk": 1}}, "config.json")

@@ -114,7 +114,7 @@ def _features_as_text(run: Run, store: Store, lm: LanguageModel, n: int) -> str:
     sae, hook = run.sae(), store.hook()
     chosen = telling_features(sae, store, hook, n=n)
     examples = top_contexts(sae, store, hook, features=chosen, per_feature=EXAMPLES)
-    return render_text(examples, lambda token: lm.tokenizer.decode([token]))
+    return render_text(examples, lambda token: str(lm.tokenizer.decode([token])))
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from saelab.text.documents import Document
 from saelab.text.stdlib import is_test_file, stdlib_documents
 
 BOS = "<|endoftext|>"
+BOS_ID = 0  # the first special token that the trainer is given
 # Indentation stays one piece, digits stand alone, words keep their leading space.
 PIECES = r"\n[ ]*|'s|[ ]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -92,7 +93,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: list[Document]) -> tor
     """Join documents into one stream of token ids, each behind a BOS."""
     ids: list[int] = []
     for encoding in tokenizer.backend_tokenizer.encode_batch([document.text for document in documents]):
-        ids.append(tokenizer.bos_token_id)
+        ids.append(BOS_ID)
         ids.extend(encoding.ids)
     return torch.tensor(ids, dtype=torch.int64)
 
@@ -125,7 +126,7 @@ class Rows:
         return torch.cat([row[:1], span.repeat(repeats)[: len(row) - 1]])
 
 
-def make_model(settings: Settings, bos_token_id: int) -> LlamaForCausalLM:
+def make_model(settings: Settings) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=settings.vocab_size,
         hidden_size=settings.d_model,
@@ -134,8 +135,8 @@ def make_model(settings: Settings, bos_token_id: int) -> LlamaForCausalLM:
         num_attention_heads=settings.n_heads,
         num_key_value_heads=settings.n_heads,
         max_position_embeddings=settings.context,
-        bos_token_id=bos_token_id,
-        eos_token_id=bos_token_id,
+        bos_token_id=BOS_ID,
+        eos_token_id=BOS_ID,
         tie_word_embeddings=True,
         use_cache=False,
     )
@@ -265,7 +266,7 @@ def main() -> None:
     )
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model = make_model(settings, tokenizer.bos_token_id).to(arguments.device)
+    model = make_model(settings).to(arguments.device)
 
     def report(tokens: int, loss: float, rate: float) -> None:
         quick = scores(model, heldout_ids, bytes_per_token, 64, settings.context)

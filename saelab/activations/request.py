@@ -53,9 +53,11 @@ def saved_config(folder: Path) -> CacheConfig:
     """
     raw = read_json(folder / CONFIG)
     try:
-        config = dict(raw["config"])
-        parts = {"model": ModelSpec(**config["model"]), "text": TextSpec(**config["text"])}
-        return CacheConfig(**config | parts | {"at": tuple(config["at"])})
+        config: dict[str, Any] = dict(raw["config"])
+        config["model"] = ModelSpec(**config["model"])
+        config["text"] = TextSpec(**config["text"])
+        config["at"] = tuple(config["at"])
+        return CacheConfig(**config)
     except (KeyError, TypeError) as error:
         raise DamagedFileError(f"{folder / CONFIG} does not describe a cache: {error}") from error
 

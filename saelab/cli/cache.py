@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -13,6 +13,9 @@ from saelab.cli.options import Common, Count, Result
 from saelab.lm.spec import ModelSpec
 from saelab.quantities import format_bytes
 from saelab.text.spec import TextSpec
+
+if TYPE_CHECKING:
+    from saelab.activations.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ def run(options: Options) -> Result:
     return Result(*describe_store(store))
 
 
-def describe_store(store) -> tuple[dict, str]:
+def describe_store(store: Store) -> tuple[dict[str, Any], str]:
     """Return what a store holds, as JSON values and as text."""
     hooks, lines = [], []
     for hook in store.hooks:

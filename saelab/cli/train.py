@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -93,7 +93,7 @@ def run(options: Options) -> Result:
     return Result({"run": str(finished.path)} | last, text)
 
 
-def recipe_options(options: Options) -> dict:
+def recipe_options(options: Options) -> dict[str, Any]:
     """Join ``--k`` and ``--set recipe.option=value`` into the recipe's options.
 
     Raises:
@@ -101,7 +101,7 @@ def recipe_options(options: Options) -> dict:
     """
     if options.arch not in RECIPES:
         raise UsageError(f"--arch {options.arch} is unknown; known: {', '.join(sorted(RECIPES))}")
-    chosen = {} if options.k is None else {"k": options.k}
+    chosen: dict[str, Any] = {} if options.k is None else {"k": options.k}
     for assignment in options.set:
         name, separator, value = assignment.partition("=")
         recipe, dot, option = name.partition(".")

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from saelab_kernels.code import SparseCode
-from saelab_kernels.decode import decode
-from saelab_kernels.rules import rule_from_json
-from saelab_kernels.select import encode_select
-from saelab_kernels.shapes import Float, Tensor
 from torch import nn
 
 from saelab.errors import SaelabError
 from saelab.sae.config import SAEConfig
 from saelab.sae.normalisation import TokenScale, denormalise, normalise
+from saelab_kernels.code import SparseCode
+from saelab_kernels.decode import decode
+from saelab_kernels.rules import rule_from_json
+from saelab_kernels.select import encode_select
+from saelab_kernels.shapes import Float, Tensor
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from saelab_kernels.code import SparseCode
 from saelab_kernels.shapes import Float, Int, Tensor
 

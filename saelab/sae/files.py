@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from saelab_kernels.shapes import Tensor
-
 from saelab.errors import DamagedFileError
 from saelab.sae.autoencoder import SAEParameters, SparseAutoencoder
 from saelab.sae.config import sae_config_from_json
@@ -14,6 +12,7 @@ from saelab.sae.feature_statistics import FeatureStatistics
 from saelab.storage.files import read_json, write_json
 from saelab.storage.manifest import check_file, digest_of, read_manifest, write_manifest
 from saelab.storage.tensors import TensorFile, read_tensors, write_tensors
+from saelab_kernels.shapes import Tensor
 
 CONFIG, WEIGHTS, FEATURE_STATS = "config.json", "weights.safetensors", "feature_stats.safetensors"
 _PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")

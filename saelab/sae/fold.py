@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saelab_kernels.shapes import Tensor
-
 from saelab.errors import SaelabError
 from saelab.sae.autoencoder import SAEParameters
 from saelab.sae.config import Normalisation
+from saelab_kernels.shapes import Tensor
 
 RAW_UNITS = "length along the decoder direction, in the model's own activation units"
 PER_TOKEN_UNITS = "relative to each token's scale; multiply by it for the model's activation units"

@@ -6,10 +6,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from saelab_kernels.shapes import Float, Tensor
 
 from saelab.errors import SaelabError
 from saelab.sae.config import Normalisation
+from saelab_kernels.shapes import Float, Tensor
 
 LAYER_NORM_EPS = 1e-5  # the value of OpenAI's reference code
 

@@ -12,7 +12,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import torch
 
@@ -151,7 +151,7 @@ class TensorFile:
 
     def _read_bytes(self, start: int, n_bytes: int) -> torch.Tensor:
         data = torch.empty(n_bytes, dtype=torch.uint8)
-        view, done = memoryview(data.numpy()), 0
+        view, done = data.numpy().data, 0
         while done < n_bytes:
             count = os.preadv(self._descriptor, [view[done:]], start + done)
             if count == 0:
@@ -202,7 +202,7 @@ class TensorFile:
         return _Entry(dtype, tuple(shape), start, n_bytes)
 
 
-def _are_counts(value: Any) -> bool:
+def _are_counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(
         isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value
     )

@@ -25,6 +25,4 @@ class TextSpec:
                 "text: the source is empty; give `stdlib` or the path of a .txt, .jsonl or .parquet file"
             )
         if not 0.0 <= self.heldout_share <= 1.0:
-            raise UsageError(
-                f"text: heldout_share is {self.heldout_share}, it must be from 0 to 1"
-            )
+            raise UsageError(f"text: heldout_share is {self.heldout_share}, it must be from 0 to 1")

@@ -19,7 +19,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, required=True, help="config.json of a run, or one like it")
     parser.add_argument("--store", type=Path, required=True, help="activation store")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
-    parser.add_argument("--resume", choices=("exact", "plain"), default="exact", help="with another thread count")
+    parser.add_argument(
+        "--resume", choices=("exact", "plain"), default="exact", help="with another thread count"
+    )
     options = parser.parse_args(arguments)
     config = train_config_from_json(read_json(options.config), str(options.config))
     train_run(config, Store.open(options.store), options.out, resume=options.resume)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saelab_kernels.shapes import Tensor
-
 from saelab.errors import DamagedFileError
 from saelab.storage.files import read_json, write_json
 from saelab.storage.manifest import check_file, read_manifest, write_manifest
 from saelab.storage.tensors import read_tensors, write_tensors
+from saelab_kernels.shapes import Tensor
 
 TENSORS, FACTS = "state.safetensors", "state.json"
 KEPT = 2

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
+from saelab.sae.autoencoder import SAEParameters
+from saelab.training.config import DeadFeatures
 from saelab_kernels.code import SparseCode
 from saelab_kernels.rules import PerToken
 from saelab_kernels.select import encode_select
 from saelab_kernels.shapes import Bool, Float, Int, Tensor
-
-from saelab.sae.autoencoder import SAEParameters
-from saelab.training.config import DeadFeatures
 
 
 @dataclass

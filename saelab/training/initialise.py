@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from saelab_kernels.shapes import Float, Tensor
 
 from saelab.sae.autoencoder import SAEParameters
+from saelab_kernels.shapes import Float, Tensor
 
 MEDIAN_SAMPLE = 32_768
 

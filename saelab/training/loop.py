@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from saelab_kernels.gradients import GradientBuffers
-from saelab_kernels.shapes import Tensor
 
 from saelab.activations.store import Store
 from saelab.activations.stream import Batch, StoreStream
@@ -29,6 +27,8 @@ from saelab.training.initialise import MEDIAN_SAMPLE, initial_parameters
 from saelab.training.optimiser import ConstrainedAdam, lr_factor
 from saelab.training.recipes.base import State
 from saelab.training.step import Step, StepResult
+from saelab_kernels.gradients import GradientBuffers
+from saelab_kernels.shapes import Tensor
 
 METRICS, CHECKPOINTS, NONFINITE = "metrics.jsonl", "checkpoints", "nonfinite"
 DIVERGED_FVU = 1e3

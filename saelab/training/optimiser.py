@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from saelab_kernels.gradients import GradientBuffers
-from saelab_kernels.shapes import Float, Tensor
 
 from saelab.sae.autoencoder import SAEParameters
 from saelab.training.config import Schedule
+from saelab_kernels.gradients import GradientBuffers
+from saelab_kernels.shapes import Float, Tensor
 
 
 def lr_factor(step: int, steps: int, schedule: Schedule) -> float:

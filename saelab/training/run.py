@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from saelab_kernels.rules import rule_to_json
 
 from saelab.activations.store import Store
 from saelab.errors import SaelabError, UsageError
@@ -27,9 +26,17 @@ from saelab.storage.lock import locked
 from saelab.storage.manifest import read_manifest, write_manifest
 from saelab.training.checkpoints import keep_regular_only, latest_checkpoint, remove_unfinished
 from saelab.training.config import TrainConfig, train_config_from_json
-from saelab.training.loop import CHECKPOINTS, METRICS, Trainer, encoder_inputs, make_trainer, restore_metrics
-from saelab.training.loop import train_to_end
+from saelab.training.loop import (
+    CHECKPOINTS,
+    METRICS,
+    Trainer,
+    encoder_inputs,
+    make_trainer,
+    restore_metrics,
+    train_to_end,
+)
 from saelab.training.memory import require_memory
+from saelab_kernels.rules import rule_to_json
 
 CONFIG, ENVIRONMENT, TIMING, SAE = "config.json", "environment.json", "timing.jsonl", "sae"
 STATISTICS_ROWS = 200_000

@@ -5,11 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from saelab_kernels.code import SparseCode
-from saelab_kernels.decode import decode
-from saelab_kernels.gradients import GradientBuffers, code_gradients
-from saelab_kernels.select import encode_select
-from saelab_kernels.shapes import Float, Tensor
 
 from saelab.sae.autoencoder import SAEParameters
 from saelab.sae.config import Normalisation
@@ -17,6 +12,11 @@ from saelab.sae.normalisation import normalise
 from saelab.training.dead import DeadFeatureTracker, aux_code
 from saelab.training.objectives import aux_k as aux_k_loss
 from saelab.training.recipes.base import Leaves, Recipe, State
+from saelab_kernels.code import SparseCode
+from saelab_kernels.decode import decode
+from saelab_kernels.gradients import GradientBuffers, code_gradients
+from saelab_kernels.select import encode_select
+from saelab_kernels.shapes import Float, Tensor
 
 
 @dataclass(frozen=True)

@@ -12,3 +12,8 @@ def data_files(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != ".lock"
     }
+
+
+def all_rows(store, hook, split="train"):
+    """All rows of one hookpoint in a split."""
+    return store.rows(hook, split, 0, store.n_rows(hook, split))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from saelab.activations import shards
 from saelab.activations.row_map import RowMap
 from saelab.activations.store import Store
+from saelab.activations.stream import StoreStream
 from saelab.errors import DamagedFileError, SaelabError, UsageError
 from saelab.text.packing import DocumentTable
 
@@ -127,6 +128,15 @@ def test_own_tensors_make_the_round_trip(tmp_path, dtype):
     assert data_files(again.path) == data_files(store.path)
 
 
+def test_a_store_of_heldout_rows_alone_has_their_statistics_and_no_training_stream(tmp_path):
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    store = Store.from_tensors(tmp_path / "s", x, heldout_share=1.0, dtype="float32")
+    assert (store.n_rows(None, "train"), store.n_rows(None, "heldout")) == (0, 50)
+    assert torch.allclose(store.statistics().mean, x.double().mean(0))
+    with pytest.raises(UsageError, match="at most 0"):
+        StoreStream(store, None, batch_size=1, seed=0)
+
+
 def test_neighbouring_own_rows_share_a_split(tmp_path):
     store = Store.from_tensors(tmp_path / "s", torch.randn(20_000, 2))
     table = store.documents
@@ -142,7 +152,6 @@ def test_neighbouring_own_rows_share_a_split(tmp_path):
         (torch.ones(3, 2), {"hook_name": ""}, "hook_name is empty"),
         (torch.tensor([[1.0], [float("nan")]]), {}, "first is row 1"),
         (torch.full((3, 2), 1e6), {"dtype": "float16"}, "store them as bfloat16"),
-        (torch.ones(3, 2), {"heldout_share": 0.9999999}, "training split"),
     ],
 )
 def test_unusable_own_tensors_are_refused(tmp_path, x, options, message):

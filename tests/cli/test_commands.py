@@ -94,11 +94,20 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(store_and_run, saelab_json
     [
         (["trian"], "did you mean train?"),
         (["cache", "embedded", "stdlib", "--tokens", "1k", "--out", "x"], "--at"),
-        (["cache", "embedded", "stdlib", "--at", HOOK, "--tokens", "1z", "--out", "x"], "'1z' is not a positive"),
-        (["cache", "embedded", "stdlib", "--at", "blocks.1.hook_resid", "--tokens", "1k", "--out", "x"], HOOK),
+        (
+            ["cache", "embedded", "stdlib", "--at", HOOK, "--tokens", "1z", "--out", "x"],
+            "'1z' is not a positive",
+        ),
+        (
+            ["cache", "embedded", "stdlib", "--at", "blocks.1.hook_resid", "--tokens", "1k", "--out", "x"],
+            HOOK,
+        ),
         (["cache", "embedded", "missing.txt", "--at", HOOK, "--tokens", "1k", "--out", "x"], "missing.txt"),
         (["train", "{store}", "--tokens", "9k", "--width", "x2", "--k", "0", "--out", "x"], "k must be"),
-        (["train", "{store}", "--tokens", "1k", "--arch", "topj", "--out", "x"], "topj is unknown; known: topk"),
+        (
+            ["train", "{store}", "--tokens", "1k", "--arch", "topj", "--out", "x"],
+            "topj is unknown; known: topk",
+        ),
         (["train", "{store}", "--tokens", "1k", "--at", "blocks.9", "--out", "x"], "no hookpoint 'blocks.9'"),
         (["train", "{store}", "--tokens", "9k", "--set", "gated.k=3", "--out", "x"], "--set gated.k=3"),
         (["train", "{store}", "--tokens", "9k", "--set", "topk.q=3", "--out", "x"], "no option q"),
@@ -119,7 +128,9 @@ def test_wrong_usage_is_one_line_with_code_2_and_leaves_nothing(
     assert out == ""
     assert len(err.strip().splitlines()) == 1
     assert words in err
-    assert not (tmp_path / "x").exists() or not any(p.is_file() and p.name != ".lock" for p in (tmp_path / "x").rglob("*"))
+    assert not (tmp_path / "x").exists() or not any(
+        p.is_file() and p.name != ".lock" for p in (tmp_path / "x").rglob("*")
+    )
 
 
 def test_a_failure_is_one_line_with_code_1_and_debug_shows_the_trace(saelab, tmp_path):
@@ -135,7 +146,9 @@ def start(*arguments):
     """Start a command as a user would, and wait until it reports its first checkpoint or shard."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", "from saelab.cli.main import main; main()", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def wait_for(condition, process, limit=120.0):
@@ -179,7 +192,7 @@ def test_kill_9_while_training_loses_nothing(store_and_run, tmp_path):
     for count in (1, 2):
         process = start("train", *options, "--out", tmp_path / "run")
         folder = tmp_path / "run" / "checkpoints"
-        wait_for(lambda: len([p for p in folder.glob("*/manifest.json")]) >= count, process)  # noqa: B023
+        wait_for(lambda: len(list(folder.glob("*/manifest.json"))) >= count, process)  # noqa: B023
         process.kill()
         process.wait()
     assert start("train", *options, "--out", tmp_path / "run").wait(timeout=300) == 0

@@ -27,7 +27,9 @@ SHIM_USERS = {"lm", "storage"}
 
 
 def python_files():
-    return [p for folder in ("saelab", "kernels", "app", "scripts") for p in sorted((ROOT / folder).rglob("*.py"))]
+    return [
+        p for folder in ("saelab", "kernels", "app", "scripts") for p in sorted((ROOT / folder).rglob("*.py"))
+    ]
 
 
 def room_of(path: Path) -> str:
@@ -43,7 +45,9 @@ def imported_modules(path: Path):
             yield node.module
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "saelab").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "saelab").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_imports_point_one_way(path):
     room = room_of(path)
     if room in SHARED - {"storage"} or room == "__init__":
@@ -63,7 +67,9 @@ def test_the_kernels_package_stands_alone():
     for path in (ROOT / "kernels").rglob("*.py"):
         for module in imported_modules(path):
             top = module.split(".")[0]
-            assert top in {"torch", "saelab_kernels", "jaxtyping", "numba", "triton"} | sys.stdlib_module_names, path
+            assert (
+                top in {"torch", "saelab_kernels", "jaxtyping", "numba", "triton"} | sys.stdlib_module_names
+            ), path
 
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda p: str(p.relative_to(ROOT)))
@@ -99,7 +105,8 @@ def test_training_runs_with_torch_and_file_formats_alone(tmp_path):
         "store = Store.from_tensors(folder / 'store', torch.randn(2000, 8))\n"
         "config = train_config(store, 'topk', recipe_options={'k': 2}, width=16, tokens=640, batch=64)\n"
         "(folder / 'config.json').write_text(json.dumps(config.to_json()))\n"
-        "main(['--config', str(folder / 'config.json'), '--store', str(folder / 'store'), '--out', str(folder / 'run')])\n"
+        "options = {'--config': 'config.json', '--store': 'store', '--out': 'run'}\n"
+        "main([part for name, place in options.items() for part in (name, str(folder / place))])\n"
         "print((folder / 'run' / 'manifest.json').exists())\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)

@@ -147,7 +147,11 @@ def test_the_identity_follows_the_weights(sae, tmp_path):
 
 @pytest.mark.parametrize("kind", ["none", "scale", "layer_norm", "unit_norm"])
 def test_normalisation_is_undone_and_has_its_property(x, kind):
-    how = scale_to_unit_coordinates(float(x.square().sum(1).mean()), D_IN) if kind == "scale" else Normalisation(kind=kind)
+    how = (
+        scale_to_unit_coordinates(float(x.square().sum(1).mean()), D_IN)
+        if kind == "scale"
+        else Normalisation(kind=kind)
+    )
     scaled, stats = normalise(x, how)
     torch.testing.assert_close(denormalise(scaled, stats), x)
     if kind == "scale":

@@ -42,17 +42,16 @@ def test_a_file_size_limit_of_the_system_gives_one_clear_error(tmp_path):
         "except SaelabError as error: print(error)"
     )
     path = tmp_path / "big.bin"
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
+    )
     assert "cannot write" in done.stdout
     assert "File too large" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unprivileged_user_gets_one_error_for_a_folder_without_permission(tmp_path):
-    if os.geteuid() == 0:
-        become_nobody = "os.setgid(65534); os.setuid(65534)"
-    else:
-        become_nobody = "pass"
+    become_nobody = "os.setgid(65534); os.setuid(65534)" if os.geteuid() == 0 else "pass"
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o555)
     for parent in (tmp_path, *tmp_path.parents):
@@ -68,7 +67,9 @@ def test_an_unprivileged_user_gets_one_error_for_a_folder_without_permission(tmp
         "    try: attempt()\n"
         "    except SaelabError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.count("Permission denied") == 2
 
 

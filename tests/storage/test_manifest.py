@@ -9,7 +9,6 @@ from saelab.storage.files import write_bytes
 from saelab.storage.inspect import list_folders, verify_folder
 from saelab.storage.manifest import check_file, read_manifest, write_manifest
 
-
 FIELDS = ["format", "version", "content", "files", "bytes", "blake2b", "saelab-run"]
 
 
@@ -63,7 +62,9 @@ def test_a_folder_of_another_kind_is_refused(folder):
         read_manifest(folder, "store")
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b", "..", "", "a\\..\\b", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "a/../../b", "..", "", "a\\..\\b", "a\0b"]
+)
 def test_a_name_that_leads_outside_is_refused(folder, name):
     rewrite(folder, files={name: {"bytes": 1, "blake2b": "0" * 32}})
     with pytest.raises(DamagedFileError, match="leads outside"):

@@ -55,6 +55,14 @@ def test_the_split_hangs_on_the_id_alone(tmp_path):
     assert forward == {d.id: d.split for d in backward}
 
 
+def test_heldout_documents_can_be_read_alone(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"id": f"n{i}", "text": f"text {i}"} for i in range(50)])
+    everything = read(path, heldout_share=0.3)
+    alone = read(path, heldout_share=0.3, only_heldout=True)
+    assert 0 < len(alone) < 50
+    assert alone == [document for document in everything if document.split == "heldout"]
+
+
 def test_lines_without_id_are_numbered(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n\n{"text": "two"}\n')
@@ -106,7 +114,7 @@ def test_missing_sources_say_what_is_possible(source, message):
         read(source)
 
 
-@pytest.mark.parametrize("options", [{"source": " "}, {"heldout_share": 1.0}, {"heldout_share": -0.1}])
+@pytest.mark.parametrize("options", [{"source": " "}, {"heldout_share": 1.1}, {"heldout_share": -0.1}])
 def test_impossible_specs_are_refused(options):
     with pytest.raises(UsageError):
         TextSpec(**options)

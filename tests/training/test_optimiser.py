@@ -2,17 +2,19 @@ import math
 
 import pytest
 import torch
-from saelab_kernels.gradients import GradientBuffers
 
 from saelab.training.config import Schedule
 from saelab.training.initialise import geometric_median, initial_parameters
 from saelab.training.optimiser import ConstrainedAdam, lr_factor, normalise_rows, project_out_rows
+from saelab_kernels.gradients import GradientBuffers
 
 D_IN, D_SAE = 8, 20
 
 
 def make(seed=0):
-    params = initial_parameters(torch.randn(100, D_IN, generator=torch.Generator().manual_seed(seed)), D_SAE, seed)
+    params = initial_parameters(
+        torch.randn(100, D_IN, generator=torch.Generator().manual_seed(seed)), D_SAE, seed
+    )
     buffers = GradientBuffers.for_shapes(D_IN, D_SAE, D_IN)
     return params, buffers, ConstrainedAdam(params, buffers, lr=1e-2, grad_clip=1.0)
 
@@ -115,5 +117,3 @@ def test_initial_weights_are_tied_unit_directions_around_the_median():
     again = initial_parameters(sample, D_SAE, seed=7)
     assert torch.equal(again.W_dec, params.W_dec)
     assert not torch.equal(initial_parameters(sample, D_SAE, seed=8).W_dec, params.W_dec)
-
-

@@ -50,7 +50,9 @@ def test_the_folded_sae_reproduces_the_trained_one_in_raw_units(store, make_conf
 
 @pytest.mark.parametrize("normalisation", ["layer_norm", "unit_norm"])
 def test_a_normalisation_of_each_token_stays_and_says_so(store, make_config, tmp_path, normalisation):
-    sae, optional = finished_sae(make_trainer(make_config(normalisation=normalisation), store, tmp_path), store)
+    sae, optional = finished_sae(
+        make_trainer(make_config(normalisation=normalisation), store, tmp_path), store
+    )
     x = store.rows(None, "train", 0, 32).x
     assert sae.config.input_normalisation.kind == normalisation
     assert "relative to each token's scale" in sae.config.units

@@ -76,7 +76,9 @@ class SimulatedCrash(BaseException):
     """Not an Exception, so that nothing can catch it and tidy up: like a kill."""
 
 
-def test_a_crash_at_every_write_leaves_a_run_that_the_same_call_finishes(make_config, store, tmp_path, monkeypatch):
+def test_a_crash_at_every_write_leaves_a_run_that_the_same_call_finishes(
+    make_config, store, tmp_path, monkeypatch
+):
     config = make_config(steps=6, checkpoint_every=3)
     real = {"replace": files.os.replace, "fsync": files.os.fsync}
     calls = {"left": None, "seen": 0}
@@ -192,7 +194,9 @@ def test_batches_that_are_not_finite_can_be_skipped_and_are_counted(make_config,
 
 
 def test_divergence_is_one_line_and_keeps_the_last_checkpoint(make_config, store, tmp_path):
-    with pytest.raises(SaelabError, match=r"diverged at step .* start a new run with a learning rate below 1e\+04"):
+    with pytest.raises(
+        SaelabError, match=r"diverged at step .* start a new run with a learning rate below 1e\+04"
+    ):
         train_run(make_config(lr=1e4, log_every=1), store, tmp_path / "run", quiet=True)
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from saelab_kernels.gradients import GradientBuffers
 
 from saelab.sae.autoencoder import SAEParameters
 from saelab.sae.config import Normalisation
@@ -10,6 +9,7 @@ from saelab.training.dead import DeadFeatureTracker
 from saelab.training.objectives import aux_k, normalised_mse
 from saelab.training.recipes.topk import TopK
 from saelab.training.step import Step
+from saelab_kernels.gradients import GradientBuffers
 
 D_IN, D_SAE, K, TOKENS, AUX_K, COEFFICIENT = 12, 40, 5, 64, 6, 1 / 32
 
@@ -86,7 +86,10 @@ def test_aux_k_moves_only_dead_rows_and_reaches_their_encoder(params, x):
     dead = torch.arange(D_SAE) < 4
     _, with_aux = run_step(params, x, dead)
     _, without = run_step(params, x, torch.zeros(D_SAE, dtype=torch.bool))
-    for name, rows in (("W_dec", with_aux["W_dec"] - without["W_dec"]), ("W_enc", (with_aux["W_enc"] - without["W_enc"]).T)):
+    for name, rows in (
+        ("W_dec", with_aux["W_dec"] - without["W_dec"]),
+        ("W_enc", (with_aux["W_enc"] - without["W_enc"]).T),
+    ):
         moved = rows.abs().sum(1) > 0
         assert moved[:4].all(), name
         assert not moved[4:].any(), name

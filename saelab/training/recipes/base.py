@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from saelab_kernels.code import SparseCode
-from saelab_kernels.rules import Rule
-from saelab_kernels.shapes import Float, Tensor
 
 from saelab.activations.statistics import HookStatistics
 from saelab.sae.autoencoder import SAEParameters
+from saelab_kernels.code import SparseCode
+from saelab_kernels.rules import Rule
+from saelab_kernels.shapes import Float, Tensor
 
 State = dict[str, Tensor]
 """A recipe's own tensors; they are checkpointed and never hidden elsewhere."""
@@ -91,6 +91,7 @@ class Recipe(ABC):
             encoder_inputs: Yields batches ``[tokens, d_in]`` of what the encoder sees.
         """
 
+    @abstractmethod
     def check(self, d_sae: int) -> None:
         """Refuse options that cannot work with a dictionary of ``d_sae`` features (UsageError)."""
 

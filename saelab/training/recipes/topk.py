@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from saelab_kernels.rules import PerBatch, PerToken, Rule
-from saelab_kernels.select import encode_select
-from saelab_kernels.shapes import Tensor
 
 from saelab.errors import UsageError
 from saelab.sae.autoencoder import SAEParameters
 from saelab.training.objectives import normalised_mse
 from saelab.training.recipes.base import InferenceForm, Leaves, Loss, Recipe, RuleTensors, State, take
+from saelab_kernels.rules import PerBatch, PerToken, Rule
+from saelab_kernels.select import encode_select
+from saelab_kernels.shapes import Tensor
 
 THRESHOLD_TOKENS = 16_384
 

@@ -69,7 +69,7 @@ def cache_activations(
         return store
     with locked(out, "caching"):
         _require_own_folder(out, request)
-        remove_leftovers(out)
+        remove_leftovers(out, "*", "hooks/*/*", "statistics/*")
         sequences = _pack(documents, lm, config)
         writer = StoreWriter(config, out, Harvester(lm, hookpoints, sequences, config))
         missing = writer.begin(request)

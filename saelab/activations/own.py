@@ -15,7 +15,7 @@ from saelab.activations.spec import StoredDtype
 from saelab.activations.store import Store
 from saelab.errors import SaelabError, UsageError
 from saelab.lm.hooks import Hookpoint, slug
-from saelab.storage.files import remove_leftovers, require_free_space
+from saelab.storage.files import require_free_space
 from saelab.storage.lock import LOCK_NAME, locked
 from saelab.storage.tensors import write_tensors
 from saelab.text.documents import split_of
@@ -40,7 +40,6 @@ def store_tensors(
         raise UsageError("from_tensors: hook_name is empty")
     _require_finite(x)
     with locked(path, "from_tensors"):
-        remove_leftovers(path)
         if any(entry.name != LOCK_NAME for entry in path.iterdir()):
             raise SaelabError(f"from_tensors: {path} is not empty; choose a new folder")
         require_free_space(path, x.numel() * 4 + len(x) * 9, "from_tensors")

@@ -17,13 +17,12 @@ import torch
 from saelab.activations.layout import CONFIG
 from saelab.activations.spec import CacheConfig
 from saelab.errors import DamagedFileError, SaelabError, UsageError
+from saelab.fields import differences, read_fields
 from saelab.lm.hooks import Hookpoint
 from saelab.lm.load import LanguageModel
-from saelab.lm.spec import ModelSpec
 from saelab.storage.files import read_json
 from saelab.text.documents import Document
 from saelab.text.load import text_hash
-from saelab.text.spec import TextSpec
 
 _CONTENT = ("config", "inputs")
 
@@ -52,14 +51,9 @@ def saved_config(folder: Path) -> CacheConfig:
         DamagedFileError: The folder has none that this version understands.
     """
     raw = read_json(folder / CONFIG)
-    try:
-        config: dict[str, Any] = dict(raw["config"])
-        config["model"] = ModelSpec(**config["model"])
-        config["text"] = TextSpec(**config["text"])
-        config["at"] = tuple(config["at"])
-        return CacheConfig(**config)
-    except (KeyError, TypeError) as error:
-        raise DamagedFileError(f"{folder / CONFIG} does not describe a cache: {error}") from error
+    if not isinstance(raw, dict):
+        raise DamagedFileError(f"{folder / CONFIG} does not describe a cache")
+    return read_fields(CacheConfig, raw.get("config"), str(folder / CONFIG), DamagedFileError)
 
 
 def require_same_request(out: Path, request: dict[str, Any], *, environment: bool) -> None:
@@ -77,23 +71,15 @@ def require_same_request(out: Path, request: dict[str, Any], *, environment: boo
     found = read_json(out / CONFIG)
     if not isinstance(found, dict):
         raise DamagedFileError(f"{out / CONFIG} does not describe a cache")
-    differing = [line for part in _CONTENT for line in _differences(found.get(part), request[part], "")]
+    differing = [line for part in _CONTENT for line in differences(found.get(part), request[part])]
     if differing:
         raise UsageError(
             f"caching: {out} was made with another configuration ({'; '.join(differing)}); "
             "choose another folder, or repeat the earlier command"
         )
-    if environment and (changed := _differences(found.get("environment"), request["environment"], "")):
+    if environment and (changed := differences(found.get("environment"), request["environment"])):
         raise SaelabError(
             f"caching: {out} was begun in another environment ({'; '.join(changed)}), "
             "where the last bits differ; go on in the same one (threads: OMP_NUM_THREADS), "
             "or delete the folder and start again"
         )
-
-
-def _differences(found: Any, wanted: Any, key: str) -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        names = sorted({*found, *wanted})
-        parts = (_differences(found.get(n), wanted.get(n), f"{key}.{n}".lstrip(".")) for n in names)
-        return [line for part in parts for line in part]
-    return [] if found == wanted else [f"{key}: {json.dumps(found)} there, {json.dumps(wanted)} now"]

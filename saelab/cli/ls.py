@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from saelab.cli.options import Common, Result
+from saelab.errors import DamagedFileError
 from saelab.quantities import format_bytes
 
 
@@ -34,21 +35,28 @@ def run(options: Options) -> Result:
             "content": folder.content,
         }
         if folder.kind in ("run", "unfinished"):
-            entry["config"] = read_json(folder.path / "config.json")
+            try:
+                entry["config"] = read_json(folder.path / "config.json")
+                entry["about"] = _about_run(entry["config"])
+            except (DamagedFileError, KeyError, TypeError, AttributeError) as error:
+                entry |= {"kind": "damaged", "about": f"its config.json cannot be read: {error}"}
+        else:
+            entry["about"] = _about(folder.kind, folder.content)
         entries.append(entry)
-    lines = [f"{e['kind']:<10} {format_bytes(e['bytes']):>10}  {e['path']}  {_about(e)}" for e in entries]
+    lines = [f"{e['kind']:<10} {format_bytes(e['bytes']):>10}  {e['path']}  {e['about']}" for e in entries]
     return Result(
         {"folder": str(options.folder), "entries": entries}, "\n".join(lines) or "nothing of saelab here"
     )
 
 
-def _about(entry: dict[str, Any]) -> str:
-    content = entry["content"]
-    if entry["kind"] in ("run", "unfinished"):
-        config = entry["config"]
-        options = ", ".join(f"{k}={v}" for k, v in config["recipe"].items() if k != "name")
-        return f"{config['recipe']['name']} ({options}), {config['width']:,} features at {config['hook']}"
-    if entry["kind"] == "store":
-        hooks = ", ".join(hook["alias"] or hook["module_path"] for hook in content.get("hooks", []))
-        return f"{content.get('model', {}).get('name', 'own activations')} at {hooks}"
-    return content.get("problem", "")
+def _about_run(config: dict[str, Any]) -> str:
+    options = ", ".join(f"{name}={value}" for name, value in config["recipe"].items() if name != "name")
+    return f"{config['recipe']['name']} ({options}), {config['width']:,} features at {config['hook']}"
+
+
+def _about(kind: str, content: dict[str, Any]) -> str:
+    if kind == "store":
+        hooks = ", ".join(hook["alias"] or hook["module_path"] for hook in content["hooks"])
+        model = content.get("model") or {}
+        return f"{model.get('name', 'own activations')} at {hooks}"
+    return str(content.get("problem", ""))

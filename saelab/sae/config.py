@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from saelab.errors import DamagedFileError
+from saelab.fields import read_fields
 
 NormalisationKind = Literal["none", "scale", "layer_norm", "unit_norm"]
 
@@ -75,44 +76,17 @@ def sae_config_from_json(raw: Any, where: str) -> SAEConfig:
     Raises:
         DamagedFileError: Naming the field and the file ``where`` it stands.
     """
-    _check_fields(raw, SAEConfig, where)
+    config = read_fields(SAEConfig, raw, where, DamagedFileError)
     for name in ("d_in", "d_out", "d_sae"):
-        if not isinstance(raw[name], int) or isinstance(raw[name], bool) or raw[name] < 1:
-            raise DamagedFileError(f"{where}: {name} is {raw[name]!r}, not a positive whole number")
-    for name in ("recipe", "units", "model_identity", "model_name", "store_identity"):
-        if not isinstance(raw[name], str):
-            raise DamagedFileError(f"{where}: {name} is {raw[name]!r}, not text")
-    for name in ("input_hooks", "output_hooks", "hook_aliases"):
-        if not isinstance(raw[name], list) or not all(isinstance(hook, str) for hook in raw[name]):
-            raise DamagedFileError(f"{where}: {name} is {raw[name]!r}, not a list of names")
-    if not isinstance(raw["apply_b_dec_to_input"], bool) or not isinstance(raw["inference"], dict):
-        raise DamagedFileError(f"{where}: apply_b_dec_to_input or inference has the wrong type")
-    return SAEConfig(
-        **raw
-        | {name: tuple(raw[name]) for name in ("input_hooks", "output_hooks", "hook_aliases")}
-        | {
-            name: _normalisation_from_json(raw[name], f"{where}: {name}")
-            for name in ("input_normalisation", "target_normalisation")
-        }
-    )
-
-
-def _normalisation_from_json(raw: Any, where: str) -> Normalisation:
-    _check_fields(raw, Normalisation, where)
-    if raw["kind"] not in get_args(NormalisationKind):
+        if getattr(config, name) < 1:
+            raise DamagedFileError(f"{where}: {name} is {getattr(config, name)}; it must be at least 1")
+    for name in ("input_normalisation", "target_normalisation"):
+        how: Normalisation = getattr(config, name)
+        if how.factor <= 0 or (how.kind != "scale" and how.factor != 1):
+            raise DamagedFileError(f"{where}: {name} is {how.kind!r} with factor {how.factor}")
+    if config.target_normalisation.is_per_token and config.target_normalisation != config.input_normalisation:
         raise DamagedFileError(
-            f"{where}: kind {raw['kind']!r} is unknown; known: {get_args(NormalisationKind)}"
+            f"{where}: the target is normalised by each token's {config.target_normalisation.kind}, which only "
+            f"the same normalisation of the input gives, and that is {config.input_normalisation.kind!r}"
         )
-    if not isinstance(raw["factor"], int | float) or not 0 < raw["factor"] < float("inf"):
-        raise DamagedFileError(f"{where}: factor is {raw['factor']!r}, not a positive number")
-    return Normalisation(kind=raw["kind"], factor=float(raw["factor"]))
-
-
-def _check_fields(raw: Any, kind: type, where: str) -> None:
-    if not isinstance(raw, dict):
-        raise DamagedFileError(f"{where} is not a table of fields")
-    expected = {field.name for field in fields(kind)}
-    if missing := sorted(expected - raw.keys()):
-        raise DamagedFileError(f"{where} lacks {', '.join(missing)}")
-    if unknown := sorted(raw.keys() - expected):
-        raise DamagedFileError(f"{where} has unknown fields: {', '.join(unknown)}")
+    return config

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from saelab.errors import DamagedFileError, SaelabError
 
 WRITING_SUFFIX = ".writing"
-MAX_JSON_BYTES = 256 * 2**20
+MAX_JSON_BYTES = 16 * 2**20
 
 
 def write_aside(path: Path, fill: Callable[[BinaryIO], None]) -> None:
@@ -32,9 +32,9 @@ def write_aside(path: Path, fill: Callable[[BinaryIO], None]) -> None:
         SaelabError: The disk is full, or the folder cannot be written; nothing with the final name
             was changed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + WRITING_SUFFIX)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as file:
             fill(file)
             file.flush()
@@ -64,12 +64,11 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
         DamagedFileError: It is missing, too large, not JSON, or nested too deeply.
     """
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise DamagedFileError(
-                f"{path} has {size:,} bytes; a JSON file of more than {max_bytes:,} is refused"
-            )
-        return json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise DamagedFileError(f"{path} has more than {max_bytes:,} bytes; no JSON file of saelab has")
+        return json.loads(content)
     except OSError as error:
         raise DamagedFileError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -91,10 +90,23 @@ def append_line(path: Path, value: Any) -> int:
         raise SaelabError(f"cannot write {path}: {_why(error, path)}") from error
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what interrupted writers of this folder left; call it only while holding the folder's lock."""
-    for leftover in folder.rglob("*" + WRITING_SUFFIX):
-        leftover.unlink(missing_ok=True)
+def sync(path: Path) -> None:
+    """Wait until an appended file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def remove_leftovers(folder: Path, *patterns: str) -> None:
+    """Remove what interrupted writers of a folder left; call it while holding the lock of a folder that is ours.
+
+    Args:
+        folder: Where to look.
+        patterns: Places below it, for example ``hooks/*/*``; the folder itself where none is given.
+    """
+    for pattern in patterns or ("*",):
+        for leftover in folder.glob(pattern + WRITING_SUFFIX):
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
 
 
 def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,16 @@ def list_folders(path: Path) -> list[Folder]:
             kind, content = manifest.kind, manifest.content
         except DamagedFileError as error:
             kind, content = "damaged", {"problem": str(error)}
-        if kind == "checkpoint":  # checkpoints without a manifest above them: their run is not finished
+        if kind == "checkpoint" and folder.parent.parent.is_relative_to(path):
+            # Checkpoints without a manifest above them: their run is not finished.
             folder, kind, content = folder.parent.parent, "unfinished", {}
         found.append(Folder(folder, kind, _size(folder), content))
     return found
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a trainer may be at work
+            total += file.lstat().st_size if file.is_file() else 0
+    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ class Manifest:
     """What a finished folder holds."""
 
     kind: str
-    """What the folder is: ``store``, ``sae``, ``run``, ``evaluations`` or ``model``."""
+    """What the folder is: ``store``, ``sae``, ``run``, ``evaluations`` or ``checkpoint``."""
     content: dict[str, Any] = field(default_factory=dict)
     """Facts about the content; each kind defines its own."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -48,18 +49,33 @@ def digest_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path, kind: str, names: list[str], content: dict[str, Any]) -> Manifest:
-    """Describe the named files of a folder and write its manifest: from now on the folder is complete."""
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "blake2b": digest_of_file(folder / name)}
-        for name in sorted(names)
+def write_manifest(
+    folder: Path,
+    kind: str,
+    names: list[str],
+    content: dict[str, Any],
+    known: dict[str, dict[str, Any]] | None = None,
+) -> Manifest:
+    """Describe the named files of a folder and write its manifest: from now on the folder is complete.
+
+    Args:
+        folder: The folder.
+        kind: What it is.
+        names: Files that are described as they are now.
+        content: Facts about the content.
+        known: Entries of an earlier manifest that stand as they are, so that damage since then stays visible.
+    """
+    files = (known or {}) | {
+        name: {"bytes": (folder / name).stat().st_size, "blake2b": digest_of_file(folder / name)} for name in names
     }
-    manifest = Manifest(kind=kind, content=content, files=files)
-    write_json(
-        folder / MANIFEST_NAME,
-        {"format": f"saelab-{kind}", "version": FORMAT_VERSION, "content": content, "files": files},
-    )
-    return manifest
+    body = {"format": f"saelab-{kind}", "version": FORMAT_VERSION, "content": content, "files": files}
+    write_json(folder / MANIFEST_NAME, body | {"blake2b": digest_of_body(body)})
+    return Manifest(kind=kind, content=content, files=files)
+
+
+def digest_of_body(body: dict[str, Any]) -> str:
+    """Return the checksum of a manifest without its own ``blake2b`` entry."""
+    return digest_of(json.dumps(body, sort_keys=True).encode())
 
 
 def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
@@ -87,6 +103,8 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
         raise DamagedFileError(
             f"{path} has format version {version}; this saelab reads up to {FORMAT_VERSION}: install a newer one"
         )
+    if digest_of_body({key: value for key, value in raw.items() if key != "blake2b"}) != raw.get("blake2b"):
+        raise DamagedFileError(f"{path} is damaged: it does not have its own checksum")
     files, content = raw.get("files"), raw.get("content")
     if not isinstance(files, dict) or not isinstance(content, dict):
         raise DamagedFileError(f"{path} lacks its list of files or its content")
@@ -102,10 +120,13 @@ def check_file(folder: Path, name: str, manifest: Manifest, *, content: bool = T
         DamagedFileError: Naming the file, what was expected and what was found.
     """
     facts = manifest.files[name]
-    path = resolve_inside(folder, name)
-    if not path.is_file():
-        raise DamagedFileError(f"{path} is missing")
-    size = path.stat().st_size
+    try:
+        path = resolve_inside(folder, name)
+        if not path.is_file():
+            raise DamagedFileError(f"{path} is missing")
+        size = path.stat().st_size
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links
+        raise DamagedFileError(f"{folder}: cannot look at {name!r}: {error}") from error
     if size != facts["bytes"]:
         raise DamagedFileError(f"{path} has {size:,} bytes, its manifest says {facts['bytes']:,}")
     if content and (found := digest_of_file(path)) != facts["blake2b"]:

@@ -56,7 +56,7 @@ def write_tensors(
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     ready, offset = [], 0
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach()
         n_bytes = tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _NAMES[tensor.dtype],
@@ -72,8 +72,8 @@ def write_tensors(
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for tensor in ready:
-            if tensor.numel():
-                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            if tensor.numel():  # one at a time: a row-major copy may be needed, and is freed again
+                file.write(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     write_aside(path, fill)
 
@@ -124,10 +124,8 @@ class TensorFile:
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read rows ``start`` to ``stop`` of a tensor with one positioned read."""
         entry = self._entry(name)
-        if not 0 <= start <= stop <= entry.shape[0]:
-            raise DamagedFileError(
-                f"{self.path}: rows {start} to {stop} of {name}, which has {entry.shape[0]}"
-            )
+        if not entry.shape or not 0 <= start <= stop <= entry.shape[0]:
+            raise DamagedFileError(f"{self.path}: rows {start} to {stop} of {name}, which has shape {entry.shape}")
         row_bytes = entry.n_bytes // entry.shape[0] if entry.shape[0] else 0
         data = self._read_bytes(entry.start + start * row_bytes, (stop - start) * row_bytes)
         return data.view(entry.dtype).reshape(stop - start, *entry.shape[1:])
@@ -204,5 +202,5 @@ class TensorFile:
 
 def _are_counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(
-        isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value
+        isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**62 for v in value
     )

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from saelab.errors import UsageError
-from saelab.training.recipes import make_recipe
+from saelab.fields import read_fields
+from saelab.training.recipes import recipe_from_json
 
 if TYPE_CHECKING:
     from saelab.training.recipes.base import Recipe
@@ -87,6 +88,7 @@ class TrainConfig:
         Raises:
             UsageError: Naming the value and its bound.
         """
+        train_config_from_json(self.to_json(), "training")  # types, as strictly as from a file
         for name in ("width", "tokens", "batch", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -131,29 +133,9 @@ def default_lr(width: int) -> float:
 
 
 def train_config_from_json(raw: Any, where: str) -> TrainConfig:
-    """Read a configuration strictly: unknown and missing fields are errors.
+    """Read a configuration strictly: unknown, missing and mistyped fields are errors.
 
     Raises:
-        UsageError: Naming the fields.
+        UsageError: Naming the field.
     """
-    options = _fields_of(raw, TrainConfig, where)
-    recipe = dict(options["recipe"])
-    return TrainConfig(
-        **options
-        | {
-            "recipe": make_recipe(recipe.pop("name", ""), recipe),
-            "schedule": Schedule(**_fields_of(options["schedule"], Schedule, f"{where}: schedule")),
-            "dead": DeadFeatures(**_fields_of(options["dead"], DeadFeatures, f"{where}: dead")),
-        }
-    )
-
-
-def _fields_of(raw: Any, kind: type, where: str) -> dict[str, Any]:
-    if not isinstance(raw, dict):
-        raise UsageError(f"{where} is not a table of fields")
-    expected = {f.name for f in fields(kind)}
-    if missing := sorted(expected - raw.keys()):
-        raise UsageError(f"{where} lacks {', '.join(missing)}")
-    if unknown := sorted(raw.keys() - expected):
-        raise UsageError(f"{where} has unknown fields: {', '.join(unknown)}")
-    return raw
+    return read_fields(TrainConfig, raw, where, UsageError, {"recipe": recipe_from_json})

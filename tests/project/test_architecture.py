@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHARED = {"errors", "storage", "progress", "interrupts", "quantities"}
+SHARED = {"errors", "fields", "storage", "progress", "interrupts", "quantities"}
 # Each room and the rooms that it may import, besides the shared ones and itself.
 ROOMS = {
     "storage": set(),

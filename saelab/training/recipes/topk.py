@@ -38,7 +38,7 @@ class TopK(Recipe):
     """Active features per token."""
 
     def check(self, d_sae: int) -> None:
-        if not isinstance(self.k, int) or not 1 <= self.k <= d_sae:
+        if not 1 <= self.k <= d_sae:
             raise UsageError(f"topk: k must be a whole number from 1 to the width {d_sae}, not {self.k}")
 
     def rule(self, state: State, step: int) -> tuple[Rule, RuleTensors]:

@@ -20,7 +20,7 @@ from saelab.text.spec import TextSpec
 from saelab.training.config import TrainConfig, default_lr
 from saelab.training.recipes import make_recipe
 from saelab.training.recipes.base import Recipe
-from saelab.training.run import Run, train_run
+from saelab.training.run import Resume, Run, train_run
 
 if TYPE_CHECKING:
     from saelab.evaluation.evaluate import Evaluation
@@ -77,6 +77,7 @@ def train_config(
     at: str | None = None,
     width: int | str = "x16",
     tokens: int | str,
+    batch: int = 2048,
     lr: float | None = None,
     recipe_options: dict[str, Any] | None = None,
     **options: Any,
@@ -89,7 +90,8 @@ def train_config(
         at: Hookpoint, where the store has several.
         width: Number of features; ``x16`` means 16 times ``d_in``.
         tokens: Tokens to train on, passes over the store included.
-        lr: Peak learning rate; scales with the width where not given.
+        batch: Tokens in a step.
+        lr: Peak learning rate; follows the width and the length of the run where not given.
         recipe_options: Options of a recipe that is given by name.
         options: Further fields of `TrainConfig`.
 
@@ -107,7 +109,8 @@ def train_config(
         hook=hook.module_path,
         width=d_sae,
         tokens=parse_count(tokens),
-        lr=default_lr(d_sae) if lr is None else lr,
+        lr=default_lr(d_sae, max(1, parse_count(tokens) // max(1, batch))) if lr is None else lr,
+        batch=batch,
         store_identity=store.identity,
         **options,
     )
@@ -121,6 +124,7 @@ def train(
     *,
     tokens: int | str,
     out: Path | str,
+    resume: Resume = "exact",
     quiet: bool = False,
     **options: Any,
 ) -> Run:
@@ -131,11 +135,13 @@ def train(
         recipe: A recipe, or the name of one.
         tokens: Tokens to train on, passes over the store included.
         out: Folder of the run.
+        resume: ``exact`` refuses another thread count than before, ``plain`` goes on with it.
         quiet: Show no progress.
         options: See `train_config`.
     """
     store = store if isinstance(store, Store) else Store.open(store)
-    return train_run(train_config(store, recipe, tokens=tokens, **options), store, Path(out), quiet=quiet)
+    config = train_config(store, recipe, tokens=tokens, **options)
+    return train_run(config, store, Path(out), resume=resume, quiet=quiet)
 
 
 def evaluate(

@@ -40,7 +40,9 @@ def read_fields(
         raise error(f"{where} has unknown fields: {', '.join(unknown)}; known: {', '.join(expected)}")
     hints = get_type_hints(kind) if not readers else _hints_without(kind, readers)
     values = {
-        name: readers[name](raw[name]) if name in readers else _read(hints[name], raw[name], where, name, error)
+        name: readers[name](raw[name])
+        if name in readers
+        else _read(hints[name], raw[name], where, name, error)
         for name in expected
     }
     return kind(**values)

@@ -34,7 +34,7 @@ class Options(Common):
     width: str = "x16"
     """Number of features: 4096, 16k, or x8 for 8 times the width of the activations."""
     lr: float | None = None
-    """Peak learning rate; 4e-4 / sqrt(width / 2^14) where not given."""
+    """Peak learning rate; follows the width and the length of the run where not given."""
     batch: Count = 2048
     """Tokens in a step."""
     seed: int = 0
@@ -86,7 +86,8 @@ def run(options: Options) -> Result:
         )
         return Result({"plan": plan.to_json(), "config": config.to_json()}, text)
     finished = train_run(config, store, options.out, resume=options.resume)
-    last = json.loads((finished.path / "metrics.jsonl").read_text().splitlines()[-1])
+    lines = map(json.loads, (finished.path / "metrics.jsonl").read_text().splitlines())
+    last = [line for line in lines if line["fvu"] is not None][-1]
     text = (
         f"run {finished.path}: FVU {last['fvu']:.4f}, L0 {last['l0']:.1f}, dead {last['dead_fraction']:.1%}"
     )
@@ -105,6 +106,8 @@ def recipe_options(options: Options) -> dict[str, Any]:
     for assignment in options.set:
         name, separator, value = assignment.partition("=")
         recipe, dot, option = name.partition(".")
+        if option in chosen:
+            raise UsageError(f"--set {assignment}: {option} is given twice")
         if not separator or not dot or recipe != options.arch:
             raise UsageError(f"--set {assignment} is not of the form {options.arch}.option=value")
         try:

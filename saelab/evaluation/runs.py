@@ -16,9 +16,9 @@ from saelab.evaluation.evaluate import Evaluation, evaluate
 from saelab.evaluation.spec import EvaluationConfig
 from saelab.lm.load import LanguageModel, load_model
 from saelab.sae.files import sae_identity
-from saelab.storage.files import write_json
+from saelab.storage.files import remove_leftovers, write_json
 from saelab.storage.lock import locked
-from saelab.storage.manifest import write_manifest
+from saelab.storage.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from saelab.text.documents import HELDOUT_SHARE
 from saelab.text.spec import TextSpec
 from saelab.training.run import SAE, Run
@@ -26,14 +26,12 @@ from saelab.training.run import SAE, Run
 EVALUATIONS = "evaluations"
 
 
-def store_of(run: Run, given: Path | None = None) -> Store:
-    """Open the store that a run was trained on, or the one that is given.
+def store_of(run: Run) -> Store:
+    """Open the store that a run was trained on.
 
     Raises:
         UsageError: The run's own store is not where it was, or is not the same any more.
     """
-    if given is not None:
-        return Store.open(given)
     if not run.store_path.exists():
         raise UsageError(f"the store of {run.path} is not at {run.store_path} any more; give it with --store")
     store = Store.open(run.store_path)
@@ -78,28 +76,24 @@ def evaluate_run(
     """
     if store is not None and text is not None:
         raise UsageError("give --store or --text, not both")
-    if not name.replace("-", "").replace("_", "").isalnum():
+    if not name.replace("-", "").replace("_", "").isalnum() or f"{name}.json" == MANIFEST_NAME:
         raise UsageError(f"{name!r} cannot name a record; use letters, digits, - and _")
-    config = config or EvaluationConfig()
-    sae = run.sae()
+    config, sae = config or EvaluationConfig(), run.sae()
     if text is None:
-        evaluation = _on_store(run, store or store_of(run), config, lm, quiet)
+        store = store or store_of(run)
+        evaluation = evaluate(
+            sae, store, run.config.hook, model_of(store, lm), config=config, progress=not quiet
+        )
     else:
         home = store_of(run)
+        mean = home.statistics(run.config.hook).mean  # of training tokens, which the text has none of
         with _text_store(run, home, text, config.tokens, lm, quiet) as other:
-            mean = home.statistics(home.hook(run.config.hook)).mean
+            model = model_of(other, lm)
             evaluation = evaluate(
-                sae, other, run.config.hook, model_of(other, lm), mean=mean, config=config, progress=not quiet
+                sae, other, run.config.hook, model, mean=mean, config=config, progress=not quiet
             )
     _write(run, name, evaluation)
     return evaluation
-
-
-def _on_store(
-    run: Run, store: Store, config: EvaluationConfig, lm: LanguageModel | None, quiet: bool
-) -> Evaluation:
-    sae = run.sae()
-    return evaluate(sae, store, run.config.hook, model_of(store, lm), config=config, progress=not quiet)
 
 
 @contextmanager
@@ -123,12 +117,18 @@ def _text_store(
 
 
 def _write(run: Run, name: str, evaluation: Evaluation) -> None:
-    folder = run.path / EVALUATIONS
+    """Add one record; entries of other records stay as they are, so that damage to them stays visible."""
+    folder, file = run.path / EVALUATIONS, f"{name}.json"
     record = evaluation.to_json() | {"sae_identity": sae_identity(run.path / SAE)}
+    content = {"run": run.path.name}
     with locked(folder, "evaluate"):
-        write_json(folder / f"{name}.json", record)
-        names = [path.name for path in folder.glob("*.json") if path.name != "manifest.json"]
-        write_manifest(folder, "evaluations", names, {"run": run.path.name})
+        remove_leftovers(folder)
+        known = {}
+        if (folder / MANIFEST_NAME).exists():
+            known = {k: v for k, v in read_manifest(folder, "evaluations").files.items() if k != file}
+            write_manifest(folder, "evaluations", [], content, known)
+        write_json(folder / file, record)
+        write_manifest(folder, "evaluations", [file], content, known)
 
 
 def open_run(path: Path | str) -> Run:

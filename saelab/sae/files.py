@@ -5,13 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from saelab.errors import DamagedFileError
+import torch
+
+from saelab.errors import DamagedFileError, UsageError
 from saelab.sae.autoencoder import SAEParameters, SparseAutoencoder
-from saelab.sae.config import sae_config_from_json
+from saelab.sae.config import SAEConfig, sae_config_from_json
 from saelab.sae.feature_statistics import FeatureStatistics
 from saelab.storage.files import read_json, write_json
-from saelab.storage.manifest import check_file, digest_of, read_manifest, write_manifest
+from saelab.storage.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    check_file,
+    digest_of,
+    read_manifest,
+    write_manifest,
+)
 from saelab.storage.tensors import TensorFile, read_tensors, write_tensors
+from saelab_kernels.rules import Threshold, rule_from_json
 from saelab_kernels.shapes import Tensor
 
 CONFIG, WEIGHTS, FEATURE_STATS = "config.json", "weights.safetensors", "feature_stats.safetensors"
@@ -34,6 +44,8 @@ def save_sae(
     sae: SparseAutoencoder,
     statistics: FeatureStatistics | None = None,
     optional_theta: Tensor | None = None,
+    *,
+    replace: bool = False,
 ) -> None:
     """Write an SAE as a finished folder.
 
@@ -43,7 +55,15 @@ def save_sae(
         statistics: Feature statistics over training tokens.
         optional_theta: A calibrated threshold that the inference rule does not use, for readers
             that want a batch-free threshold form.
+        replace: Write over a finished SAE in this folder.
+
+    Raises:
+        UsageError: The folder holds a finished SAE, and it is not to be replaced.
     """
+    if (folder / MANIFEST_NAME).exists():
+        if not replace:
+            raise UsageError(f"{folder} holds a finished SAE; choose another folder")
+        (folder / MANIFEST_NAME).unlink()  # while files change the folder must not look complete
     tensors = {name: getattr(sae, name) for name in _PARAMETERS}
     if sae.theta is not None:
         tensors["theta"] = sae.theta
@@ -64,17 +84,41 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     Raises:
         DamagedFileError: A file is missing, damaged, or does not fit the configuration.
     """
-    manifest = read_manifest(folder, "sae")
+    manifest = _manifest(folder)
     for name in (CONFIG, WEIGHTS):
-        if name not in manifest.files:
-            raise DamagedFileError(f"{folder}: the manifest does not list {name}")
         check_file(folder, name, manifest)
     config = sae_config_from_json(read_json(folder / CONFIG), str(folder / CONFIG))
     tensors = read_tensors(folder / WEIGHTS)
-    if missing := [name for name in _PARAMETERS if name not in tensors]:
-        raise DamagedFileError(f"{folder / WEIGHTS} lacks {', '.join(missing)}")
+    _check_tensors(config, tensors, folder / WEIGHTS)
     parameters = SAEParameters(**{name: tensors[name] for name in _PARAMETERS})
     return SparseAutoencoder(config, parameters, tensors.get("theta"))
+
+
+def _check_tensors(config: SAEConfig, tensors: dict[str, Tensor], where: Path) -> None:
+    """Refuse weights that do not fit the configuration, or are not numbers, before anything uses them."""
+    try:
+        rule = rule_from_json(config.inference)
+    except ValueError as error:
+        raise DamagedFileError(f"{where.with_name(CONFIG)}: {error}") from error
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = {
+        "W_enc": ((config.d_in, config.d_sae),),
+        "b_enc": ((config.d_sae,),),
+        "W_dec": ((config.d_sae, config.d_out),),
+        "b_dec": ((config.d_out,),),
+    }
+    if isinstance(rule, Threshold):
+        shapes["theta"] = ((), (config.d_sae,))
+    for name, allowed in shapes.items():
+        if name not in tensors:
+            raise DamagedFileError(f"{where} lacks {name}")
+        tensor = tensors[name]
+        if tuple(tensor.shape) not in allowed or tensor.dtype != torch.float32:
+            raise DamagedFileError(
+                f"{where}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; "
+                f"the config says float32 of {allowed[-1]}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise DamagedFileError(f"{where}: {name} holds NaN or inf")
 
 
 def load_feature_statistics(folder: Path) -> SavedFeatureStatistics:
@@ -88,11 +132,21 @@ def load_feature_statistics(folder: Path) -> SavedFeatureStatistics:
         raise DamagedFileError(f"{folder} was saved without feature statistics")
     check_file(folder, FEATURE_STATS, manifest)
     with TensorFile(folder / FEATURE_STATS) as file:
-        tensors = {name: file.read(name) for name in ("count", "density", "mean_active", "max_active")}
-        return SavedFeatureStatistics(n_tokens=int(file.metadata["n_tokens"]), **tensors)
+        n_tokens = file.metadata.get("n_tokens", "")
+        if not str(n_tokens).isdecimal():
+            raise DamagedFileError(f"{folder / FEATURE_STATS} does not say over how many tokens it was taken")
+        names = ("count", "density", "mean_active", "max_active")
+        return SavedFeatureStatistics(n_tokens=int(n_tokens), **{name: file.read(name) for name in names})
 
 
 def sae_identity(folder: Path) -> str:
     """Return the identity of a saved SAE: the digest of its configuration's and weights' checksums."""
-    manifest = read_manifest(folder, "sae")
+    manifest = _manifest(folder)
     return digest_of("".join(manifest.files[name]["blake2b"] for name in (CONFIG, WEIGHTS)).encode())
+
+
+def _manifest(folder: Path) -> Manifest:
+    manifest = read_manifest(folder, "sae")
+    if missing := {CONFIG, WEIGHTS} - manifest.files.keys():
+        raise DamagedFileError(f"{folder}: the manifest does not list {', '.join(sorted(missing))}")
+    return manifest

@@ -32,7 +32,7 @@ def fold_scale(
     *,
     apply_b_dec_to_input: bool,
 ) -> Folded:
-    """Fold constant scales into the weights, exactly (derived).
+    """Fold constant scales into the weights; exact but for rounding (derived).
 
     With inputs scaled by ``s`` and targets by ``t``, dividing the code by ``t`` gives
     `W_enc * s / t`, `b_enc / t`, `b_dec / t` and `theta / t`, with the decoder rows unchanged. All

@@ -66,7 +66,8 @@ def write_manifest(
         known: Entries of an earlier manifest that stand as they are, so that damage since then stays visible.
     """
     files = (known or {}) | {
-        name: {"bytes": (folder / name).stat().st_size, "blake2b": digest_of_file(folder / name)} for name in names
+        name: {"bytes": (folder / name).stat().st_size, "blake2b": digest_of_file(folder / name)}
+        for name in names
     }
     body = {"format": f"saelab-{kind}", "version": FORMAT_VERSION, "content": content, "files": files}
     write_json(folder / MANIFEST_NAME, body | {"blake2b": digest_of_body(body)})

@@ -125,7 +125,9 @@ class TensorFile:
         """Read rows ``start`` to ``stop`` of a tensor with one positioned read."""
         entry = self._entry(name)
         if not entry.shape or not 0 <= start <= stop <= entry.shape[0]:
-            raise DamagedFileError(f"{self.path}: rows {start} to {stop} of {name}, which has shape {entry.shape}")
+            raise DamagedFileError(
+                f"{self.path}: rows {start} to {stop} of {name}, which has shape {entry.shape}"
+            )
         row_bytes = entry.n_bytes // entry.shape[0] if entry.shape[0] else 0
         data = self._read_bytes(entry.start + start * row_bytes, (stop - start) * row_bytes)
         return data.view(entry.dtype).reshape(stop - start, *entry.shape[1:])

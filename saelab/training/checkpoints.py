@@ -35,7 +35,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_forever: bool, ev
     """Write a checkpoint and remove those that are no longer needed.
 
     Kept are the last two at regular steps, those marked ``keep_forever`` (the one before the
-    learning rate decays, from which a run can be extended), and this one.
+    learning rate decays, where a longer run would branch off), and this one.
 
     Args:
         folder: The run's ``checkpoints`` folder.
@@ -45,7 +45,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_forever: bool, ev
     """
     place = folder / f"step-{checkpoint.step:06d}"
     if place.exists():
-        shutil.rmtree(place)
+        _remove(place)
     write_tensors(place / TENSORS, checkpoint.tensors)
     write_json(place / FACTS, checkpoint.facts | {"step": checkpoint.step, "keep": keep_forever})
     write_manifest(place, "checkpoint", [TENSORS, FACTS], {"step": checkpoint.step})
@@ -58,18 +58,18 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     Raises:
         DamagedFileError: Its files are not what its manifest says.
     """
-    for place in reversed(finished_checkpoints(folder)):
+    places = finished_checkpoints(folder)
+    if not places:
+        return None
+    place = places[-1]
+    try:
         manifest = read_manifest(place, "checkpoint")
-        for name in manifest.files:
-            try:
-                check_file(place, name, manifest)
-            except DamagedFileError as error:
-                raise DamagedFileError(
-                    f"{error}; remove {place} to go on from the checkpoint before it"
-                ) from error
+        for name in (TENSORS, FACTS):
+            check_file(place, name, manifest)
         facts = read_json(place / FACTS)
         return Checkpoint(facts["step"], read_tensors(place / TENSORS), facts)
-    return None
+    except (DamagedFileError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{error}; remove {place} to go on from the checkpoint before it") from error
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
@@ -107,5 +107,5 @@ def _prune(folder: Path, every: int) -> None:
 
 def _remove(place: Path) -> None:
     # Without its manifest it no longer counts, so that a crash in between leaves no half checkpoint.
-    (place / "manifest.json").unlink()
+    (place / "manifest.json").unlink(missing_ok=True)
     shutil.rmtree(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,20 +13,21 @@ import torch
 
 from saelab.activations.store import Store
 from saelab.activations.stream import Batch, StoreStream
-from saelab.errors import Interrupted, SaelabError
+from saelab.errors import DamagedFileError, Interrupted, SaelabError
 from saelab.interrupts import StopRequest
 from saelab.progress import Progress
 from saelab.sae.autoencoder import SAEParameters
 from saelab.sae.config import Normalisation
 from saelab.sae.normalisation import normalise, scale_to_unit_coordinates
-from saelab.storage.files import append_line
+from saelab.storage.files import append_line, sync
 from saelab.storage.tensors import write_tensors
-from saelab.training.checkpoints import Checkpoint, save_checkpoint
+from saelab.training.checkpoints import Checkpoint, finished_checkpoints, save_checkpoint
 from saelab.training.config import TrainConfig
 from saelab.training.dead import DeadFeatureTracker
 from saelab.training.initialise import MEDIAN_SAMPLE, initial_parameters
 from saelab.training.optimiser import ConstrainedAdam, lr_factor
 from saelab.training.recipes.base import State
+from saelab.training.sample import spread_rows
 from saelab.training.step import Step, StepResult
 from saelab_kernels.gradients import GradientBuffers
 from saelab_kernels.shapes import Tensor
@@ -50,6 +52,12 @@ class Trainer:
     step: int = 0
     skipped: int = 0
 
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()  # frees its pools and ends its threads
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Return everything that a checkpoint must hold, by dotted names."""
         return (
@@ -66,7 +74,8 @@ class Trainer:
         for name, tensor in self.params.named().items():
             tensor.copy_(tensors[f"params.{name}"])
         self.optimiser.load_state_tensors(_under("adam.", tensors))
-        self.recipe_state = _under("recipe.", tensors)
+        device = self.tracker.tokens_since_fired.device
+        self.recipe_state = {name: tensor.to(device) for name, tensor in _under("recipe.", tensors).items()}
         self.tracker.tokens_since_fired.copy_(tensors["tokens_since_fired"])
         self.step, self.skipped = checkpoint.step, checkpoint.facts["skipped"]
 
@@ -76,9 +85,9 @@ def make_trainer(config: TrainConfig, store: Store, folder: Path, cursor: int = 
     hook = store.hook(config.hook)
     statistics = store.statistics(hook)
     device = torch.device(config.device)
-    sample = store.rows(hook, "train", 0, min(MEDIAN_SAMPLE, store.n_rows(hook, "train"))).x
+    sample = torch.cat(list(spread_rows(store, hook, MEDIAN_SAMPLE)))
     how = _normalisation(config, statistics.mean_square_norm, hook.d_in)
-    normalised = normalise(sample[torch.isfinite(sample).all(1)], how)[0]
+    normalised = normalise(sample, how)[0]
     params = initial_parameters(normalised, config.width, config.seed)
     params = SAEParameters(**{name: _to(tensor, device) for name, tensor in params.named().items()})
     variance = (
@@ -122,17 +131,21 @@ def train_to_end(trainer: Trainer, stop: StopRequest, progress: Progress) -> Non
     """
     config = trainer.config
     while trainer.step < config.steps:
-        batch = trainer.stream.next()
-        if torch.isfinite(batch.x).all():
-            _train_on(trainer, batch, progress)
-        else:
-            _handle_nonfinite(trainer, batch)
+        outcome = _train_on_next(trainer)
         trainer.step += 1
         progress.advance(config.batch)
-        regular = trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps
-        if regular or trainer.step == _last_step_before_decay(config) or stop.requested:
-            save(trainer)
-        if stop.requested and trainer.step < config.steps:
+        stopping = stop.requested  # read once: it may change at any moment
+        saving = stopping or _is_checkpoint_step(config, trainer.step)
+        due = trainer.step % config.log_every == 0 or trainer.step == config.steps
+        if due or saving:
+            line = _metrics_line(trainer, outcome)
+            _require_sound(trainer, line)
+            if due:
+                append_line(trainer.folder / METRICS, line)
+                progress.note(_note(line))
+            if saving:
+                save(trainer)
+        if stopping and trainer.step < config.steps:
             raise Interrupted(
                 f"stopped after step {trainer.step:,} of {config.steps:,} and saved; the same command goes on"
             )
@@ -141,9 +154,10 @@ def train_to_end(trainer: Trainer, stop: StopRequest, progress: Progress) -> Non
 def save(trainer: Trainer) -> None:
     """Write a checkpoint of the run as it stands."""
     metrics = trainer.folder / METRICS
+    sync(metrics)  # the checkpoint records its size, so it must be on the disk first
     facts: dict[str, Any] = {
         "cursor": trainer.stream.cursor,
-        "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+        "metrics_bytes": metrics.stat().st_size,
         "skipped": trainer.skipped,
         "threads": torch.get_num_threads(),
     }
@@ -153,58 +167,84 @@ def save(trainer: Trainer) -> None:
 
 
 def restore_metrics(folder: Path, size: int) -> None:
-    """Cut the metrics back to where a checkpoint was taken, so that no line stands twice."""
+    """Cut the metrics back to where a checkpoint was taken, so that no line stands twice.
+
+    Raises:
+        DamagedFileError: The file is shorter than the checkpoint says.
+    """
     metrics = folder / METRICS
-    if metrics.exists():
-        os.truncate(metrics, size)
+    metrics.touch()
+    if (found := metrics.stat().st_size) < size:
+        raise DamagedFileError(
+            f"{metrics} has {found:,} bytes, but {size:,} were there when the checkpoint was taken; "
+            f"remove {folder / CHECKPOINTS} to train again from the start"
+        )
+    os.truncate(metrics, size)
 
 
-def encoder_inputs(trainer: Trainer, store: Store, rows: int, tile: int = 4096) -> Iterator[Tensor]:
-    """Yield what the encoder sees of the first ``rows`` training rows, in normalised units."""
-    hook = store.hook(trainer.config.hook)
-    total = min(rows, store.n_rows(hook, "train"))
-    for start in range(0, total, tile):
-        x = store.rows(hook, "train", start, min(start + tile, total)).x.to(trainer.params.b_dec.device)
-        x = x[torch.isfinite(x).all(1)]
-        yield normalise(x, trainer.normalisation)[0] - trainer.params.b_dec.detach()
+def encoder_inputs(trainer: Trainer, store: Store, rows: int) -> Iterator[Tensor]:
+    """Yield what the encoder sees of about ``rows`` training rows, spread over all, in normalised units."""
+    for x in spread_rows(store, store.hook(trainer.config.hook), rows):
+        on_device = x.to(trainer.params.b_dec.device)
+        yield normalise(on_device, trainer.normalisation)[0] - trainer.params.b_dec.detach()
 
 
-def _train_on(trainer: Trainer, batch: Batch, progress: Progress) -> None:
+@dataclass(frozen=True)
+class _Outcome:
+    result: StepResult
+    gradient_norm: Tensor
+
+
+def _train_on_next(trainer: Trainer) -> _Outcome | None:
+    """Train on the next batch; None where it was skipped."""
     config = trainer.config
+    batch = trainer.stream.next()
+    if not torch.isfinite(batch.x).all():
+        _handle_nonfinite(trainer, batch)
+        return None
     x = batch.x.to(trainer.params.W_enc.device)
     result = trainer.one_step.run(x, trainer.recipe_state, trainer.tracker, trainer.step)
     norm = trainer.optimiser.step(lr_factor(trainer.step, config.steps, config.schedule))
     trainer.tracker.observe(result.code)
-    trainer.recipe_state = config.recipe.after_step(
-        trainer.params, result.code, trainer.recipe_state, trainer.step
-    )
-    due = (trainer.step + 1) % config.log_every == 0 or trainer.step + 1 == config.steps
-    if due:
-        line = _metrics_line(trainer, result, norm)
-        _check_not_diverged(trainer, line)
-        append_line(trainer.folder / METRICS, line)
-        progress.note(f"FVU {line['fvu']:.4f}, dead {line['dead_fraction']:.1%}")
+    state = config.recipe.after_step(trainer.params, result.code, trainer.recipe_state, trainer.step)
+    trainer.recipe_state = state
+    return _Outcome(result, norm)
 
 
-def _metrics_line(trainer: Trainer, result: StepResult, norm: Tensor) -> dict[str, float]:
+def _metrics_line(trainer: Trainer, outcome: _Outcome | None) -> dict[str, float | None]:
+    """Return the metrics of the step that was just done; those of a skipped batch are None."""
     config = trainer.config
-    return {
-        "step": trainer.step + 1,
-        "tokens": (trainer.step + 1) * config.batch,
-        "lr": config.lr * lr_factor(trainer.step, config.steps, config.schedule),
-        "grad_norm": float(norm),
-        "dead_fraction": float(trainer.tracker.dead.double().mean()),
+    line: dict[str, float | None] = {
+        "step": trainer.step,
+        "tokens": trainer.step * config.batch,
+        "lr": config.lr * lr_factor(trainer.step - 1, config.steps, config.schedule),
+        "dead_fraction": float(trainer.tracker.dead.float().mean()),
         "skipped_batches": trainer.skipped,
-    } | {name: float(value) for name, value in result.metrics.items()}
+    }
+    if outcome is None:
+        return line | dict.fromkeys(("loss", "fvu", "l0", "aux", "grad_norm"))
+    metrics = {name: float(value) for name, value in outcome.result.metrics.items()}
+    return line | metrics | {"grad_norm": float(outcome.gradient_norm)}
 
 
-def _check_not_diverged(trainer: Trainer, line: dict[str, float]) -> None:
-    if not line["fvu"] < DIVERGED_FVU or line["grad_norm"] != line["grad_norm"]:
-        raise SaelabError(
-            f"training diverged at step {line['step']:,}: FVU {line['fvu']:.3g}, gradient norm "
-            f"{line['grad_norm']:.3g}; the last good checkpoint is in {trainer.folder / CHECKPOINTS}; "
-            f"start a new run with a learning rate below {trainer.config.lr:.2g}"
-        )
+def _note(line: dict[str, float | None]) -> str:
+    if line["fvu"] is None:
+        return "batch skipped"
+    return f"FVU {line['fvu']:.4f}, dead {line['dead_fraction']:.1%}"
+
+
+def _require_sound(trainer: Trainer, line: dict[str, float | None]) -> None:
+    """Refuse to log or save a run that has diverged, so that the checkpoints that exist stay good."""
+    fvu, norm = line["fvu"], line["grad_norm"]
+    numbers_are_good = fvu is None or norm is None or (fvu < DIVERGED_FVU and math.isfinite(norm))
+    if numbers_are_good and all(torch.isfinite(t).all() for t in trainer.params.named().values()):
+        return
+    places = finished_checkpoints(trainer.folder / CHECKPOINTS)
+    last = f"the last good checkpoint is {places[-1]}" if places else "there was no checkpoint yet"
+    raise SaelabError(
+        f"training diverged by step {trainer.step:,} (FVU {fvu}, gradient norm {norm}); {last}; "
+        f"start a new run with a learning rate below {trainer.config.lr:.2g}"
+    )
 
 
 def _handle_nonfinite(trainer: Trainer, batch: Batch) -> None:
@@ -219,6 +259,10 @@ def _handle_nonfinite(trainer: Trainer, batch: Batch) -> None:
         f"{int(batch.token_index[bad[0]]):,} of the store; the batch was saved to {place}; "
         "cache the store again, or leave such batches out with --skip-nonfinite"
     )
+
+
+def _is_checkpoint_step(config: TrainConfig, step: int) -> bool:
+    return step % config.checkpoint_every == 0 or step in (config.steps, _last_step_before_decay(config))
 
 
 def _last_step_before_decay(config: TrainConfig) -> int:

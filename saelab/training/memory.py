@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from saelab.errors import SaelabError
@@ -11,7 +11,9 @@ from saelab.training.config import TrainConfig
 FLOAT32 = 4
 COPIES = 4
 """Weights, gradients and Adam's two moments."""
-ENCODER_TILE_ROWS = 512
+ENCODER_TILE_ROWS = 256
+MEDIAN_SAMPLE, SAMPLE_COPIES = 32_768, 4
+"""Rows in float64 while the median is computed."""
 POOL_BYTES = 256 * 2**20
 
 
@@ -26,7 +28,7 @@ class TrainPlan:
     buffers_bytes: int
     """Encoder tiles, the batch, and the pool in which rows are mixed."""
     checkpoint_bytes: int
-    """One checkpoint on disk; up to four are kept."""
+    """One checkpoint on disk; up to five are there for a moment."""
     steps: int
     """Optimiser steps."""
 
@@ -38,7 +40,7 @@ class TrainPlan:
     @property
     def disk_bytes(self) -> int:
         """Disk space in all."""
-        return 4 * self.checkpoint_bytes + self.parameters * FLOAT32
+        return 5 * self.checkpoint_bytes + self.parameters * FLOAT32
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
@@ -49,10 +51,13 @@ def plan_training(config: TrainConfig, d_in: int) -> TrainPlan:
     """Compute what a run needs."""
     parameters = 2 * d_in * config.width + config.width + d_in
     buffers = 2 * ENCODER_TILE_ROWS * config.width + 8 * config.batch * d_in
+    written_aside = d_in * config.width  # a row-major copy while a checkpoint is written
     return TrainPlan(
         parameters=parameters,
         weights_and_moments_bytes=COPIES * parameters * FLOAT32,
-        buffers_bytes=buffers * FLOAT32 + 2 * POOL_BYTES,
+        buffers_bytes=(buffers + written_aside) * FLOAT32
+        + SAMPLE_COPIES * MEDIAN_SAMPLE * d_in * 8
+        + 2 * POOL_BYTES,
         checkpoint_bytes=3 * parameters * FLOAT32 + 8 * config.width,
         steps=config.steps,
     )
@@ -65,11 +70,10 @@ def require_memory(config: TrainConfig, d_in: int, available: int | None = None)
         SaelabError: More memory is needed than the machine has free.
     """
     plan = plan_training(config, d_in)
-    free = available_memory_bytes() if available is None else available
+    free = available_memory_bytes(config.device) if available is None else available
     if free is not None and plan.memory_bytes > free:
-        fixed = 8 * config.batch * d_in * FLOAT32 + 2 * POOL_BYTES
-        per_feature = (COPIES * (2 * d_in + 1) + 2 * ENCODER_TILE_ROWS) * FLOAT32
-        largest = max(0, (free - fixed) // per_feature)
+        one, two = (plan_training(replace(config, width=width), d_in).memory_bytes for width in (1, 2))
+        largest = max(0, (free - one) // (two - one))
         raise SaelabError(
             f"width {config.width:,} needs {plan.memory_bytes / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free; "
             f"the largest width that fits is about {largest:,}"
@@ -77,8 +81,12 @@ def require_memory(config: TrainConfig, d_in: int, available: int | None = None)
     return plan
 
 
-def available_memory_bytes() -> int | None:
-    """Return the memory that can still be used on this machine, or None where that is not known."""
+def available_memory_bytes(device: str = "cpu") -> int | None:
+    """Return the memory that can still be used on a device, or None where that is not known."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as file:  # noqa: PTH123 - a pseudo file
             lines = dict(line.split(":", 1) for line in file)

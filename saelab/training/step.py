@@ -42,7 +42,7 @@ class Step:
     b_dec_gradient: Float[Tensor, " d_out"]
     normalisation: Normalisation
     variance: float
-    """Total variance of the normalised target over the training tokens."""
+    """Total variance of the normalised target; fixed, so that the loss does not depend on the batch."""
     aux_k: int
     aux_coefficient: float
 
@@ -102,6 +102,6 @@ class Step:
         return {
             "loss": total.detach(),
             "fvu": error / self.variance,
-            "l0": leaves.code.l0().double().mean(),
+            "l0": leaves.code.l0().float().mean(),
             "aux": aux.detach(),
         }

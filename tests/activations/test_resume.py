@@ -7,10 +7,10 @@ from saelab.activations import request
 from saelab.activations.cache import cache_activations
 from saelab.activations.harvest import Harvester
 from saelab.activations.store import Store
-from saelab.activations.verify import verify_store
 from saelab.activations.writer import StoreWriter
 from saelab.errors import DamagedFileError, Interrupted, SaelabError
 from saelab.interrupts import StopRequest
+from saelab.storage.inspect import verify_folder
 from saelab.storage.lock import locked
 
 OPTIONS = {"tokens": 260, "at": (RESID_0, RESID_1), "gradients": True, "mask_norm_ratio": 1.5}
@@ -165,14 +165,14 @@ def test_a_full_disk_is_one_error_and_nothing_looks_complete(make_store, tmp_pat
 
 def test_a_flipped_bit_in_any_file_is_found(make_store, tmp_path):
     store = make_store(tmp_path / "s", loss=True)
-    assert verify_store(store.path) == []
+    assert verify_folder(store.path).problems == []
     for name in store.manifest.files:
         path = store.path / name
         content = path.read_bytes()
         flipped = bytearray(content)
         flipped[len(content) // 2] ^= 0x10
         path.write_bytes(flipped)
-        (problem,) = verify_store(store.path)
+        (problem,) = verify_folder(store.path).problems
         assert str(path) in problem
         path.write_bytes(content)
 

@@ -15,6 +15,7 @@ from saelab.activations.row_map import RowMap
 from saelab.activations.store import Store
 from saelab.activations.stream import StoreStream
 from saelab.errors import DamagedFileError, SaelabError, UsageError
+from saelab.storage.manifest import digest_of_body
 from saelab.text.packing import DocumentTable
 
 
@@ -167,12 +168,13 @@ def test_own_tensors_never_overwrite_a_folder(tmp_path):
 
 
 def tampered(store, tmp_path, change):
-    """Copy a store with its manifest's content changed."""
+    """Copy a store with its manifest's content changed, as a stranger would who knows its checksum."""
     copy = tmp_path / "copy"
     shutil.copytree(store.path, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     change(manifest["content"])
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    manifest.pop("blake2b")
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"blake2b": digest_of_body(manifest)}))
     return copy
 
 

@@ -110,10 +110,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(store_and_run, saelab_json
         ),
         (["train", "{store}", "--tokens", "1k", "--at", "blocks.9", "--out", "x"], "no hookpoint 'blocks.9'"),
         (["train", "{store}", "--tokens", "9k", "--set", "gated.k=3", "--out", "x"], "--set gated.k=3"),
-        (["train", "{store}", "--tokens", "9k", "--set", "topk.q=3", "--out", "x"], "no option q"),
+        (
+            ["train", "{store}", "--tokens", "9k", "--set", "topk.q=3", "--out", "x"],
+            "unknown fields: q; known: k",
+        ),
+        (["train", "{store}", "--tokens", "9k", "--set", "topk.k=true", "--out", "x"], "k is True"),
+        (
+            ["train", "{store}", "--tokens", "9k", "--k", "3", "--set", "topk.k=3", "--out", "x"],
+            "given twice",
+        ),
         (["evaluate"], "run"),
         (["evaluate", "{store}/missing"], "does not exist"),
         (["evaluate", "{run}", "--name", "../evil"], "cannot name a record"),
+        (["evaluate", "{run}", "--name", "manifest"], "cannot name a record"),
         (["verify", "{store}/missing"], "not a folder"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -174,7 +183,7 @@ def data_files(folder):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_with_130_and_the_same_command_goes_on(store_and_run, tmp_path, number):
     store, _ = store_and_run
-    options = [store, "--k", 8, "--width", "x2", "--tokens", "400k", "--batch", 256, "--checkpoint-every", 50]
+    options = [store, "--k", 8, "--width", "x2", "--tokens", "150k", "--batch", 256, "--checkpoint-every", 50]
     process = start("train", *options, "--out", tmp_path / "run")
     wait_for(lambda: any((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json")), process)
     process.send_signal(number)
@@ -188,7 +197,7 @@ def test_a_signal_saves_and_exits_with_130_and_the_same_command_goes_on(store_an
 
 def test_kill_9_while_training_loses_nothing(store_and_run, tmp_path):
     store, _ = store_and_run
-    options = [store, "--k", 8, "--width", "x2", "--tokens", "200k", "--batch", 256, "--checkpoint-every", 20]
+    options = [store, "--k", 8, "--width", "x2", "--tokens", "100k", "--batch", 256, "--checkpoint-every", 20]
     for count in (1, 2):
         process = start("train", *options, "--out", tmp_path / "run")
         folder = tmp_path / "run" / "checkpoints"

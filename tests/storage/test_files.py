@@ -8,7 +8,14 @@ import pytest
 
 from saelab.errors import DamagedFileError, SaelabError
 from saelab.storage import files
-from saelab.storage.files import append_line, read_json, require_free_space, write_bytes, write_json
+from saelab.storage.files import (
+    append_line,
+    read_json,
+    remove_leftovers,
+    require_free_space,
+    write_bytes,
+    write_json,
+)
 
 
 @pytest.mark.parametrize("name", ["plain.bin", "with space.bin", "ünï-中文.bin"])
@@ -92,8 +99,30 @@ def test_bad_json_is_an_error_of_our_own(tmp_path, content):
 
 def test_a_huge_json_file_is_refused_unread(tmp_path):
     (tmp_path / "huge.json").write_bytes(b"1" * 101)
-    with pytest.raises(DamagedFileError, match="101 bytes"):
+    with pytest.raises(DamagedFileError, match="more than 100 bytes"):
         read_json(tmp_path / "huge.json", max_bytes=100)
+
+
+def test_leftovers_are_removed_where_asked_and_nothing_else(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "folder.writing").mkdir()
+    for name in ("a.bin.writing", "deep/chapter.writing", "kept.bin"):
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [
+        "chapter.writing",
+        "deep",
+        "folder.writing",
+        "kept.bin",
+    ]
+    remove_leftovers(tmp_path, "deep/*")
+    assert not (tmp_path / "deep" / "chapter.writing").exists()
+
+
+def test_a_file_where_a_folder_should_be_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaelabError, match="cannot write"):
+        write_bytes(tmp_path / "file" / "inner", b"x")
 
 
 def test_appended_lines_report_the_size_after_them(tmp_path):

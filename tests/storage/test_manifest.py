@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from saelab.errors import DamagedFileError, UsageError
 from saelab.storage.files import write_bytes
 from saelab.storage.inspect import list_folders, verify_folder
-from saelab.storage.manifest import check_file, read_manifest, write_manifest
+from saelab.storage.manifest import check_file, digest_of_body, read_manifest, write_manifest
 
 FIELDS = ["format", "version", "content", "files", "bytes", "blake2b", "saelab-run"]
 
@@ -21,8 +21,10 @@ def folder(tmp_path):
 
 
 def rewrite(folder, **changes):
-    raw = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(raw | changes))
+    """Change a manifest as a stranger would who knows its checksum."""
+    raw = json.loads((folder / "manifest.json").read_text()) | changes
+    raw.pop("blake2b")
+    (folder / "manifest.json").write_text(json.dumps(raw | {"blake2b": digest_of_body(raw)}))
 
 
 def test_a_manifest_tells_kind_content_sizes_and_checksums(folder):
@@ -41,6 +43,33 @@ def test_one_flipped_bit_is_found_and_the_file_is_named(folder, bit):
     found = verify_folder(folder)
     assert len(found.problems) == 1
     assert "data.bin is damaged" in found.problems[0]
+
+
+@pytest.mark.parametrize("place", [b'"fact": 1', b'"bytes": 10', b'"version": 1'])
+def test_one_changed_digit_in_a_manifest_is_found(folder, place):
+    path = folder / "manifest.json"
+    content = path.read_bytes()
+    assert place in content
+    path.write_bytes(content.replace(place, place[:-1] + b"7"))
+    (problem,) = verify_folder(folder).problems
+    assert "manifest.json" in problem
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\ud800", "loop"])
+def test_a_name_that_no_file_can_have_is_refused(folder, name):
+    (folder / "loop").symlink_to("loop")
+    rewrite(folder, files={name: {"bytes": 1, "blake2b": "0" * 32}})
+    (problem,) = verify_folder(folder).problems
+    assert str(folder) in problem
+
+
+def test_entries_of_an_earlier_manifest_stand_so_that_damage_stays_visible(folder):
+    earlier = read_manifest(folder).files
+    (folder / "data.bin").write_bytes(b"9876543210")
+    write_bytes(folder / "new.bin", b"new")
+    write_manifest(folder, "run", ["new.bin"], {}, known=earlier)
+    (problem,) = verify_folder(folder).problems
+    assert "data.bin is damaged" in problem
 
 
 def test_missing_and_cut_files_are_found(folder):

@@ -68,13 +68,14 @@ def entry(**changes):
         entry(data_offsets=[0, 1 << 40]),
         entry(data_offsets=[16, 0]),
         entry(shape=[True]),
+        entry(shape=[0, 2**70], data_offsets=[0, 0]),
         {**entry(), "y": {"dtype": "F32", "shape": [4], "data_offsets": [8, 24]}},
         {"x": 3},
         [],
         b"{" * 50_000,
         b"not json",
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_a_header_that_lies_is_refused(tmp_path, header):
     with pytest.raises(DamagedFileError):

@@ -92,7 +92,7 @@ def test_kept_tokens_and_counted_predictions_follow_their_definitions(
                 assert counts[t] == (keep and followed)
     n = len(cut.tokens)
     assert np.array_equal(cut.tokens, whole.tokens[:n])
-    if cut.keep.sum() == max_kept and n < len(whole.tokens):
+    if max_kept < whole.keep.sum():
         assert np.flatnonzero(cut.keep)[-1] == n - 2
 
 

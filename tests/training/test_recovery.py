@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from saelab.activations.store import Store
-from saelab.api import train
+from saelab.api import train, train_config
 from saelab.evaluation.synthetic.generator import PlantedFeatures
 from saelab.evaluation.synthetic.recovery import feature_recovery
+from saelab.training.finish import finished_sae
 from saelab.training.loop import make_trainer
-from saelab.training.run import finished_sae
 
 
 def test_topk_recovers_planted_features(tmp_path):
@@ -67,3 +67,14 @@ def test_the_optional_threshold_gives_the_same_mean_number_of_features(store, ma
     x = store.rows(None, "train", 0, store.n_rows(None, "train")).x
     u = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
     assert float((u > theta).double().sum(1).mean()) == pytest.approx(4, rel=2e-3)
+
+
+def test_the_threshold_is_calibrated_over_all_rows_not_the_first(tmp_path):
+    x = torch.randn(40_960, 8, generator=torch.Generator().manual_seed(0))
+    x[20_000:] *= 3
+    store = Store.from_tensors(tmp_path / "store", x, dtype="float32")
+    config = train_config(store, "topk", recipe_options={"k": 4}, width=32, tokens=640, batch=64)
+    sae, theta = finished_sae(make_trainer(config, store, tmp_path), store)
+    x = store.rows(None, "train", 0, store.n_rows(None, "train")).x
+    u = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    assert float((u > theta).double().sum(1).mean()) == pytest.approx(4, rel=0.05)

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from saelab.activations.store import Store
+from saelab.api import train_config
 from saelab.errors import Interrupted, SaelabError, UsageError
 from saelab.interrupts import StopRequest
 from saelab.storage import files
 from saelab.storage.inspect import verify_folder
+from saelab.storage.tensors import read_tensors, write_tensors
 from saelab.training.checkpoints import finished_checkpoints
 from saelab.training.config import train_config_from_json
 from saelab.training.run import Run, train_run
@@ -64,10 +66,17 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(make_config, 
     assert data_files(tmp_path / "other")["sae/weights.safetensors"] != straight["sae/weights.safetensors"]
 
 
-@pytest.mark.parametrize("looks", [0, 4, 7, 12, 33])
+@pytest.mark.parametrize("looks", [0, 4, 7, 12, 22, 24])
 def test_half_plus_resume_plus_half_equals_the_whole(make_config, store, tmp_path, straight, looks):
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command goes on") as stopped:
         train_run(make_config(), store, tmp_path / "run", stop=StopAfter(looks), quiet=True)
+    newest = finished_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    if looks < 24:
+        assert newest.name == f"step-{looks + 1:06d}"
+        assert f"after step {looks + 1} of 24 and saved" in str(stopped.value)
+    else:
+        assert newest.name == "step-000024"
+        assert "stopped while finishing" in str(stopped.value)
     train_run(make_config(), store, tmp_path / "run", quiet=True)
     assert data_files(tmp_path / "run") == straight
 
@@ -119,7 +128,7 @@ def test_checkpoints_kept_are_the_last_two_and_the_one_before_the_decay(make_con
 
 def test_another_configuration_is_refused_with_the_difference(make_config, store, tmp_path):
     train_run(make_config(), store, tmp_path / "run", quiet=True)
-    with pytest.raises(UsageError, match=r"recipe\.k = 4 \(now 5\)"):
+    with pytest.raises(UsageError, match=r"recipe\.k: 4 there, 5 now"):
         train_run(make_config(k=5), store, tmp_path / "run", quiet=True)
 
 
@@ -162,14 +171,17 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(make_config, store, t
         train_run(make_config(), store, tmp_path / "run", quiet=True)
 
 
-def poisoned_store(tmp_path, store, value):
+def make_config_for(store):
+    options = {"width": 48, "lr": 1e-2, "batch": 64, "tokens": 3 * 64, "skip_nonfinite": True}
+    return train_config(store, "topk", recipe_options={"k": 4}, **options)
+
+
+def poisoned_store(tmp_path, store, value, rows=1700):
     """A store whose activations hold a bad value that no cache of ours would have let pass."""
     shutil.copytree(store.path, tmp_path / "poisoned")
     shard = next((tmp_path / "poisoned" / "hooks").rglob("*.safetensors"))
-    from saelab.storage.tensors import read_tensors, write_tensors
-
     tensors = read_tensors(shard)
-    tensors["activations"][1700, 3] = value
+    tensors["activations"][rows, 3] = value
     write_tensors(shard, tensors)
     return Store.open(tmp_path / "poisoned")
 
@@ -179,8 +191,6 @@ def test_activations_that_are_not_finite_stop_the_run_and_are_kept(make_config, 
     poisoned = poisoned_store(tmp_path, store, value)
     with pytest.raises(SaelabError, match=r"1 of 64 activations hold NaN or inf, the first at token 1,700"):
         train_run(make_config(steps=80), poisoned, tmp_path / "run", quiet=True)
-    from saelab.storage.tensors import read_tensors
-
     saved = read_tensors(next((tmp_path / "run" / "nonfinite").iterdir()))
     assert int((~torch.isfinite(saved["x"])).any(1).sum()) == 1
 
@@ -193,11 +203,26 @@ def test_batches_that_are_not_finite_can_be_skipped_and_are_counted(make_config,
     assert torch.isfinite(run.sae().W_dec).all()
 
 
-def test_divergence_is_one_line_and_keeps_the_last_checkpoint(make_config, store, tmp_path):
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_divergence_is_one_line_and_every_checkpoint_that_is_kept_is_good(
+    make_config, store, tmp_path, log_every
+):
+    config = make_config(lr=1e4, log_every=log_every, checkpoint_every=2)
     with pytest.raises(
-        SaelabError, match=r"diverged at step .* start a new run with a learning rate below 1e\+04"
+        SaelabError, match=r"diverged by step .* start a new run with a learning rate below 1e\+04"
     ):
-        train_run(make_config(lr=1e4, log_every=1), store, tmp_path / "run", quiet=True)
+        train_run(config, store, tmp_path / "run", quiet=True)
+    for place in finished_checkpoints(tmp_path / "run" / "checkpoints"):
+        assert all(torch.isfinite(t).all() for t in read_tensors(place / "state.safetensors").values())
+
+
+def test_a_run_whose_every_batch_is_skipped_still_finishes(tmp_path):
+    store = Store.from_tensors(tmp_path / "clean", torch.randn(4096, 16), dtype="float32")
+    poisoned = poisoned_store(tmp_path, store, float("nan"), rows=slice(0, None, 2))
+    run = train_run(make_config_for(poisoned), poisoned, tmp_path / "run", quiet=True)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["skipped_batches"] == 3
+    assert lines[-1]["fvu"] is None
 
 
 @pytest.mark.parametrize(
@@ -207,7 +232,7 @@ def test_divergence_is_one_line_and_keeps_the_last_checkpoint(make_config, store
         ({"k": 49}, "not 49"),
         ({"width": 0}, "positive whole number"),
         ({"lr": -1.0}, "lr must be a positive number"),
-        ({"lr": float("nan")}, "lr must be a positive number"),
+        ({"lr": float("nan")}, "lr is nan, not a finite number"),
         ({"batch": 10**6, "steps": 1}, "tokens"),
         ({"grad_clip": 0.0}, "grad_clip must be positive"),
     ],
@@ -220,6 +245,32 @@ def test_values_that_cannot_work_are_refused_with_the_bound(make_config, options
 def test_a_batch_larger_than_the_store_is_refused(store, make_config, tmp_path):
     with pytest.raises(UsageError, match="batch"):
         train_run(make_config(tokens=10_000, batch=10_000), store, tmp_path / "run", quiet=True)
+    assert train_run(make_config(), store, tmp_path / "run", quiet=True), "the corrected command must work"
+
+
+def test_a_store_that_the_configuration_does_not_name_is_refused(make_config, tmp_path):
+    other = Store.from_tensors(tmp_path / "other", torch.randn(4096, 16), dtype="float32")
+    with pytest.raises(UsageError, match="is not the store that the configuration names"):
+        train_run(make_config(), other, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_folder_is_left_as_it_was(make_config, store, tmp_path):
+    for name in ("thesis.writing", "deep/chapter.writing"):
+        (tmp_path / "home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "home" / name).write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        train_run(make_config(), store, tmp_path / "home", quiet=True)
+    assert (tmp_path / "home" / "thesis.writing").exists()
+    assert (tmp_path / "home" / "deep" / "chapter.writing").exists()
+
+
+def test_metrics_that_are_shorter_than_the_checkpoint_says_are_refused(make_config, store, tmp_path):
+    with pytest.raises(Interrupted):
+        train_run(make_config(), store, tmp_path / "run", stop=StopAfter(12), quiet=True)
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(b"cut")
+    with pytest.raises(SaelabError, match=r"metrics\.jsonl has 3 bytes, but"):
+        train_run(make_config(), store, tmp_path / "run", quiet=True)
 
 
 def test_a_width_that_does_not_fit_is_refused_with_the_largest_that_does(make_config):
@@ -233,16 +284,37 @@ def test_a_configuration_survives_json_and_unknown_fields_are_refused(make_confi
     config = make_config()
     raw = json.loads(json.dumps(config.to_json()))
     assert train_config_from_json(raw, "config.json") == config
-    with pytest.raises(UsageError, match=r"config\.json has unknown fields: learning_rate"):
+    with pytest.raises(UsageError, match=r"config\.json has unknown fields: learning_rate; known: recipe"):
         train_config_from_json(raw | {"learning_rate": 1}, "config.json")
     raw.pop("lr")
     with pytest.raises(UsageError, match=r"config\.json lacks lr"):
         train_config_from_json(raw, "config.json")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("recipe", 5),
+        ("recipe", {"name": ["topk"]}),
+        ("recipe", {"name": "topk", "k": True}),
+        ("width", "x"),
+        ("tokens", "3M"),
+        ("batch", 64.5),
+        ("seed", "a"),
+        ("checkpoint_every", 2.5),
+        ("normalisation", "foo"),
+        ("schedule", {"warmup_share": None, "decay_share": 0.1}),
+        ("dead", []),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_one_error_that_names_the_field(make_config, field, value):
+    with pytest.raises(UsageError, match=field):
+        train_config_from_json(make_config().to_json() | {field: value}, "config.json")
+
+
 def test_an_unknown_recipe_and_option_name_the_known_ones(make_config):
     raw = make_config().to_json()
     with pytest.raises(UsageError, match="recipe 'topj' is unknown; known: topk"):
         train_config_from_json(raw | {"recipe": {"name": "topj"}}, "config.json")
-    with pytest.raises(UsageError, match="no option kk; it has k"):
-        train_config_from_json(raw | {"recipe": {"name": "topk", "kk": 1}}, "config.json")
+    with pytest.raises(UsageError, match="recipe topk has unknown fields: kk; known: k"):
+        train_config_from_json(raw | {"recipe": {"name": "topk", "k": 4, "kk": 1}}, "config.json")

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import torch
-
 from saelab.activations.statistics import HookStatistics
 from saelab.sae.autoencoder import SAEParameters
 from saelab_kernels.code import SparseCode
@@ -81,14 +79,15 @@ class Recipe(ABC):
 
     @abstractmethod
     def finalise(
-        self, params: SAEParameters, state: State, encoder_inputs: Callable[[], Iterable[Tensor]]
+        self, params: SAEParameters, state: State, encoder_inputs: Callable[[int], Iterable[Tensor]]
     ) -> InferenceForm:
         """Return the inference form, calibrated on frozen weights.
 
         Args:
             params: The trained weights, in normalised units.
             state: The recipe's state.
-            encoder_inputs: Yields batches ``[tokens, d_in]`` of what the encoder sees.
+            encoder_inputs: Given a number of rows, yields about so many of what the encoder sees, in
+                batches ``[tokens, d_in]`` that are spread over all training rows.
         """
 
     @abstractmethod
@@ -98,13 +97,3 @@ class Recipe(ABC):
     def to_json(self) -> dict[str, Any]:
         """Return the recipe's name and options as plain JSON values."""
         return {"name": self.name} | asdict(self)
-
-
-def take(batches: Iterable[Float[Tensor, "tokens d_in"]], tokens: int) -> Float[Tensor, "sample d_in"]:
-    """Join batches until there are ``tokens`` rows, or no more batches."""
-    taken: list[Tensor] = []
-    for batch in batches:
-        taken.append(batch)
-        if sum(len(x) for x in taken) >= tokens:
-            break
-    return torch.cat(taken)[:tokens]

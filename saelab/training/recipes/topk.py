@@ -11,7 +11,7 @@ import torch
 from saelab.errors import UsageError
 from saelab.sae.autoencoder import SAEParameters
 from saelab.training.objectives import normalised_mse
-from saelab.training.recipes.base import InferenceForm, Leaves, Loss, Recipe, RuleTensors, State, take
+from saelab.training.recipes.base import InferenceForm, Leaves, Loss, Recipe, RuleTensors, State
 from saelab_kernels.rules import PerBatch, PerToken, Rule
 from saelab_kernels.select import encode_select
 from saelab_kernels.shapes import Tensor
@@ -48,16 +48,18 @@ class TopK(Recipe):
         return Loss(normalised_mse(leaves.target, leaves.x_hat, variance), {})
 
     def finalise(
-        self, params: SAEParameters, state: State, encoder_inputs: Callable[[], Iterable[Tensor]]
+        self, params: SAEParameters, state: State, encoder_inputs: Callable[[int], Iterable[Tensor]]
     ) -> InferenceForm:
-        return InferenceForm(PerToken(self.k), optional_theta=self._threshold(params, encoder_inputs()))
+        return InferenceForm(
+            PerToken(self.k), optional_theta=self._threshold(params, encoder_inputs(THRESHOLD_TOKENS))
+        )
 
     def _threshold(self, params: SAEParameters, encoder_inputs: Iterable[Tensor]) -> Tensor:
         """Return the value that the `k * tokens` largest pre-activations of a sample exceed (derived).
 
         The mean of each token's smallest kept value would give a larger L0 than k.
         """
-        sample = take(encoder_inputs, THRESHOLD_TOKENS)
+        sample = torch.cat(list(encoder_inputs))
         selection = encode_select(sample, params.W_enc, params.b_enc, PerBatch(self.k), boundary=True)
         kept = selection.code.values[selection.code.values > 0]
         if not len(kept):

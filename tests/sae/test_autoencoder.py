@@ -3,13 +3,15 @@ import json
 import pytest
 import torch
 
-from saelab.errors import DamagedFileError, SaelabError
+from saelab.errors import DamagedFileError, SaelabError, UsageError
 from saelab.sae.autoencoder import SAEParameters, SparseAutoencoder
 from saelab.sae.config import Normalisation, SAEConfig
 from saelab.sae.feature_statistics import FeatureAccumulator
 from saelab.sae.files import load_feature_statistics, load_sae, sae_identity, save_sae
 from saelab.sae.fold import fold_scale
 from saelab.sae.normalisation import denormalise, normalise, scale_to_unit_coordinates
+from saelab.storage.manifest import write_manifest
+from saelab.storage.tensors import read_tensors, write_tensors
 from saelab_kernels.code import SparseCode
 
 D_IN, D_SAE = 6, 10
@@ -97,18 +99,29 @@ def test_the_wrong_width_is_refused_before_any_work(sae):
         ({"k": 3}, "unknown fields: k"),
         ({"d_sae": None}, "d_sae is None"),
         ({"d_in": True}, "d_in is True"),
-        ({"input_hooks": "model"}, "not a list of names"),
-        ({"input_normalisation": {"kind": "magic", "factor": 1.0}}, "kind 'magic' is unknown"),
-        ({"input_normalisation": {"kind": "scale", "factor": -1}}, "factor is -1"),
+        ({"input_hooks": "model"}, "not a list"),
+        (
+            {"input_normalisation": {"kind": "magic", "factor": 1.0}},
+            "kind is 'magic'; choose one of none, scale",
+        ),
+        ({"input_normalisation": {"kind": "scale", "factor": -1}}, "'scale' with factor -1"),
         ({"units": 3}, "units is 3"),
+        ({"d_sae": 0}, "d_sae is 0; it must be at least 1"),
+        ({"input_normalisation": {"kind": "none", "factor": 2.0}}, "'none' with factor 2.0"),
+        ({"input_normalisation": {"kind": "scale", "factor": 10**400}}, "not a finite number"),
+        (
+            {"target_normalisation": {"kind": "layer_norm", "factor": 1.0}},
+            "which only the same normalisation",
+        ),
+        ({"inference": {"name": "magic"}}, "magic"),
+        ({"inference": {"name": "threshold"}}, "lacks theta"),
+        ({"d_out": 7}, "W_dec is torch.float32 of shape"),
     ],
 )
 def test_a_config_with_an_unknown_or_wrong_field_is_an_error(sae, tmp_path, change, message):
     save_sae(tmp_path, sae)
     raw = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    from saelab.storage.manifest import write_manifest
-
     write_manifest(tmp_path, "sae", ["config.json", "weights.safetensors"], {})
     with pytest.raises(DamagedFileError, match=message):
         load_sae(tmp_path)
@@ -120,8 +133,6 @@ def test_every_field_is_required(sae, tmp_path, field):
     raw = json.loads((tmp_path / "config.json").read_text())
     raw.pop(field)
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    from saelab.storage.manifest import write_manifest
-
     write_manifest(tmp_path, "sae", ["config.json", "weights.safetensors"], {})
     with pytest.raises(DamagedFileError, match=f"lacks {field}"):
         load_sae(tmp_path)
@@ -134,6 +145,32 @@ def test_one_flipped_bit_in_the_weights_is_found_when_loading(sae, tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(raw)
     with pytest.raises(DamagedFileError, match=r"weights\.safetensors is damaged"):
         load_sae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.full((D_SAE,), float("nan")), "b_enc holds NaN or inf"),
+        (torch.zeros(D_SAE, dtype=torch.float16), "b_enc is torch.float16"),
+        (torch.zeros(D_SAE, dtype=torch.int64), "b_enc is torch.int64"),
+        (torch.zeros(D_SAE + 1), "b_enc is torch.float32 of shape"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(sae, tmp_path, tensor, message):
+    save_sae(tmp_path, sae)
+    tensors = read_tensors(tmp_path / "weights.safetensors") | {"b_enc": tensor}
+    write_tensors(tmp_path / "weights.safetensors", tensors)
+    write_manifest(tmp_path, "sae", ["config.json", "weights.safetensors"], {})
+    with pytest.raises(DamagedFileError, match=message):
+        load_sae(tmp_path)
+
+
+def test_a_finished_sae_is_not_overwritten_unasked(sae, tmp_path):
+    save_sae(tmp_path, sae)
+    with pytest.raises(UsageError, match="holds a finished SAE"):
+        save_sae(tmp_path, sae)
+    save_sae(tmp_path, sae, replace=True)
+    assert torch.equal(load_sae(tmp_path).W_dec, sae.W_dec)
 
 
 def test_the_identity_follows_the_weights(sae, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -15,6 +15,7 @@ from saelab_kernels.code import SparseCode
 from saelab_kernels.shapes import Float, Tensor
 
 
+@runtime_checkable
 class Autoencoder(Protocol):
     """An SAE over raw activations, as `saelab.sae.autoencoder.SparseAutoencoder` is one."""
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from saelab_kernels.code import SparseCode
 from saelab_kernels.gradients import GradientBuffers, Gradients
 from saelab_kernels.shapes import Float, Int, Tensor
+
+# torch announces once that its sparse tensors may change; our tests would notice, a user need not read it.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 
 def stock_gradients(

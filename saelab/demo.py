@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from saelab.activations.store import Store
 from saelab.evaluation.examples import render_text, top_contexts
 from saelab.evaluation.telling import telling_features
 from saelab.lm.load import LanguageModel, load_model
+from saelab.training.memory import peak_memory_bytes
 from saelab.training.run import Run
 
 HOOK = "blocks.2.hook_resid_post"
@@ -106,7 +106,7 @@ def run_demo(folder: Path, budget: DemoBudget, quiet: bool = False) -> DemoRepor
         report.runs[name] = evaluation.to_json()
     with _stage(report, "features"):
         report.features = _features_as_text(next(iter(finished.values())), store, lm, budget.features)
-    report.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    report.peak_memory_bytes = peak_memory_bytes()
     return report
 
 

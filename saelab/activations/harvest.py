@@ -182,7 +182,7 @@ class Harvester:
         token = int(rows.index[bad][0])
         starts = self.sequences.row_starts
         position = token - int(starts[np.searchsorted(starts, token, side="right") - 1])
-        document = self.sequences.documents.ids[int(self.sequences.document_of_token(np.array(token)))]
+        document = self.sequences.documents.ids[self.sequences.document_of_token(np.array([token]))[0]]
         raise SaelabError(
             f"cache: {what} at {_name(hookpoint)} are NaN or infinite for {int(bad.sum())} of "
             f"{int(rows.keep.sum())} tokens, the first is token {token} (position {position} of its row, "

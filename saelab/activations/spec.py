@@ -43,7 +43,7 @@ class CacheConfig:
     """Store the gradient of the summed loss at every activation (includes the losses)."""
     batch_rows: int = 16
     """Rows of tokens in one forward pass; part of the result to the last bit."""
-    shard_rows: int = 131_072
+    shard_rows: int = 65_536
     """Activation rows in one file, approximately: a shard ends with the batch that fills it."""
 
     def __post_init__(self) -> None:

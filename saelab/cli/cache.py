@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Options(Common):
     """Write a model's activations on a text to disk; the same command goes on where it was stopped."""
 
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
     """``embedded``, a folder in the Hugging Face layout, or a hub name."""
-    text: tyro.conf.Positional[str]
+    text: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TEXT")]]
     """``stdlib``, ``stdlib-with-tests``, or a .txt, .jsonl or .parquet file."""
     at: tuple[str, ...]
     """Hookpoints, in either spelling; several are cached from one forward pass."""

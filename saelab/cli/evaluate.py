@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -16,7 +16,7 @@ from saelab.errors import UsageError
 class Options(Common):
     """Sparsity, reconstruction, density and loss recovered on held-out documents."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
     """Run folders; the held-out documents of each run's own store are evaluated."""
     store: Path | None = None
     """Evaluate on the held-out documents of this store instead."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import tyro
 
@@ -14,7 +15,7 @@ from saelab.lm.spec import ModelSpec
 class Options(Common):
     """List the hookpoints of a model, without loading its weights."""
 
-    model: tyro.conf.Positional[str] = "embedded"
+    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]] = "embedded"
     """``embedded``, a folder in the Hugging Face layout, or a hub name."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -17,7 +17,7 @@ from saelab.quantities import format_bytes
 class Options(Common):
     """List the stores and runs in a folder."""
 
-    folder: tyro.conf.Positional[Path] = Path("runs")
+    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]] = Path("runs")
     """Where to look, subfolders included."""
 
 

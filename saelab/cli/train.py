@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from saelab.cli.options import Common, Count, Result
-from saelab.errors import UsageError
+from saelab.errors import SaelabError, UsageError
 from saelab.quantities import format_bytes
 from saelab.training.recipes import RECIPES
 
@@ -19,7 +19,7 @@ from saelab.training.recipes import RECIPES
 class Options(Common):
     """Train an SAE on an activation store; the same command finishes an interrupted run."""
 
-    store: tyro.conf.Positional[Path]
+    store: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="STORE")]]
     """Folder of the activation store."""
     tokens: Count
     """Tokens to train on, passes over the store included, for example 3M."""
@@ -59,7 +59,7 @@ def run(options: Options) -> Result:
     """Run the command."""
     from saelab.activations.store import Store
     from saelab.api import train_config
-    from saelab.training.memory import require_memory
+    from saelab.training.memory import peak_memory_bytes, require_memory
     from saelab.training.run import train_run
 
     store = Store.open(options.store)
@@ -86,12 +86,22 @@ def run(options: Options) -> Result:
         )
         return Result({"plan": plan.to_json(), "config": config.to_json()}, text)
     finished = train_run(config, store, options.out, resume=options.resume)
-    lines = map(json.loads, (finished.path / "metrics.jsonl").read_text().splitlines())
-    last = [line for line in lines if line["fvu"] is not None][-1]
+    last = next((x for x in reversed(_lines(finished.path / "metrics.jsonl")) if x["fvu"] is not None), None)
+    if last is None:
+        raise SaelabError(
+            f"{finished.path}: every batch held NaN or inf and was left out; nothing was learned"
+        )
+    last["tokens_per_second"] = _lines(finished.path / "timing.jsonl")[-1]["tokens_per_second"]
+    last["peak_memory_bytes"] = peak_memory_bytes()
     text = (
-        f"run {finished.path}: FVU {last['fvu']:.4f}, L0 {last['l0']:.1f}, dead {last['dead_fraction']:.1%}"
+        f"run {finished.path}: FVU {last['fvu']:.4f}, L0 {last['l0']:.1f}, dead {last['dead_fraction']:.1%}, "
+        f"{last['tokens_per_second']:,.0f} tokens/s, peak memory {format_bytes(last['peak_memory_bytes'])}"
     )
     return Result({"run": str(finished.path)} | last, text)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def recipe_options(options: Options) -> dict[str, Any]:

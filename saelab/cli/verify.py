@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -15,7 +16,7 @@ from saelab.quantities import format_bytes
 class Options(Common):
     """Compare every file of a store or run with the checksum in its manifest."""
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="PATH")]]
     """A store, a run, or a folder of them."""
 
 

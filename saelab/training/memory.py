@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -93,3 +94,11 @@ def available_memory_bytes(device: str = "cpu") -> int | None:
     except OSError:
         return None
     return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest memory that this process has had so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

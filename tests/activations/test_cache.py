@@ -202,6 +202,7 @@ def test_impossible_requests_are_refused_before_anything_is_written(make_store, 
         {"shard_rows": 0},
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_impossible_configurations_are_refused(make_config, options):
     with pytest.raises(UsageError, match="cache: "):
         make_config(**options)

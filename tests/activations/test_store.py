@@ -155,6 +155,7 @@ def test_neighbouring_own_rows_share_a_split(tmp_path):
         (torch.full((3, 2), 1e6), {"dtype": "float16"}, "store them as bfloat16"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_unusable_own_tensors_are_refused(tmp_path, x, options, message):
     with pytest.raises(SaelabError, match=message):
         Store.from_tensors(tmp_path / "s", x, **options)

@@ -135,23 +135,19 @@ def test_one_large_pool_mixes_like_a_full_shuffle_and_small_ones_do_not(numbered
 
 
 def test_unshuffled_rows_have_the_mixing_quality_that_follows_from_their_documents(numbered):
-    class InOrder:
-        """Looks like a stream and gives consecutive rows: blocks of 7 rows are documents."""
+    class InOrder(StoreStream):
+        """Gives consecutive rows: blocks of 7 rows are documents."""
 
-        store, split, batch_size = numbered, "train", 70
-        n_rows = numbered.n_rows(None, "train")
-
-        def __init__(self):
-            self.at = 0
+        at = 0
 
         def next(self):
-            index = numbered.rows(None, "train", self.at, self.at + 70).token_index
+            index = self.store.rows(None, "train", self.at, self.at + 70).token_index
             self.at += 70
             return stream_module.Batch(x=torch.empty(70, 0), token_index=index, gradients=None)
 
-    n = InOrder.n_rows
-    same_by_chance = 6 / (n - 1)
-    found = mixing_quality(InOrder(), 20) * same_by_chance
+    with InOrder(numbered, None, batch_size=70, seed=0) as stream:
+        same_by_chance = 6 / (stream.n_rows - 1)
+        found = mixing_quality(stream, 20) * same_by_chance
     assert 0.8 * 6 / 69 < found <= 6 / 69
 
 

@@ -101,6 +101,9 @@ class TokenTypeSAE:
         self.done = stop % n_rows
         return SparseCode.from_dense(dense)
 
+    def reconstruct(self, x):
+        raise AssertionError("features are chosen by their activations alone")
+
 
 def test_telling_features_are_concentrated_sparse_and_different(world, hook, known_sae):
     store = world.masked

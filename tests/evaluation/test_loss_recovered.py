@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from saelab.activations.store import Store
 from saelab.evaluation.evaluate import evaluate
 from saelab.evaluation.loss_recovered import loss_recovered
 from saelab.evaluation.tokens import padded_rows
@@ -96,18 +97,20 @@ def test_an_ablation_that_changes_nothing_leaves_recovery_undefined(world, known
     store = world.masked
     nothing = dataclasses.replace(store.sequences, keep=np.zeros_like(store.keep))
 
-    class NothingKept:
-        tokens, row_starts, keep, sequences = store.tokens, store.row_starts, nothing.keep, nothing
+    class NothingReplaced(Store):
+        keep, sequences = nothing.keep, store.sequences
 
-    rows = store.sequence_rows("heldout")[:4]
-    metrics = measure(world, known_sae(shrunk, store), NothingKept, rows, store.statistics(HOOK).mean)
+    class NothingKept(NothingReplaced):
+        sequences = nothing
+
+    rows, mean = store.sequence_rows("heldout")[:4], store.statistics(HOOK).mean
+    nothing_kept = NothingKept(store.path, store.manifest)
+    metrics = measure(world, known_sae(shrunk, store), nothing_kept, rows, mean)
     assert metrics.n_predictions == 0
     assert all(getattr(metrics, field.name) is None for field in dataclasses.fields(metrics)[:-1])
 
-    class NothingReplaced(NothingKept):
-        sequences = store.sequences
-
-    metrics = measure(world, known_sae(shrunk, store), NothingReplaced, rows, store.statistics(HOOK).mean)
+    nothing_replaced = NothingReplaced(store.path, store.manifest)
+    metrics = measure(world, known_sae(shrunk, store), nothing_replaced, rows, mean)
     assert metrics.ce_zero_ablation == metrics.ce_clean
     assert metrics.ce_recovered_zero is None and metrics.ce_recovered_mean is None
 

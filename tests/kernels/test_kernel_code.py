@@ -144,6 +144,7 @@ def test_zero_rows_and_zero_width():
         (torch.zeros(6), torch.zeros(6, dtype=torch.int32), torch.tensor([0, 3, 6], dtype=torch.int32)),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_shapes_and_types_are_refused(values, columns, offsets):
     with pytest.raises(ValueError, match="SparseCode"):
         SparseCode(values, columns, 5, offsets)

@@ -220,6 +220,7 @@ def test_any_code_gives_the_gradients_of_its_matrix(data):
         torch.testing.assert_close(got.W_dec, decoder.grad)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_arguments_that_do_not_fit_are_refused(problem):
     p = problem(4, 3, 5, 2)
     code = select(p, PerToken(2), None)

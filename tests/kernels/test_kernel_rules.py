@@ -35,11 +35,13 @@ def test_json_form():
         ("per_token", "name"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_records_say_what_is_wrong(record, text):
     with pytest.raises(ValueError, match=text):
         rule_from_json(record)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_something_else_is_not_a_rule():
     with pytest.raises(ValueError, match="not a rule"):
         rule_to_json("per_token")  # pyright: ignore[reportArgumentType]

@@ -179,6 +179,7 @@ def test_attribution_is_the_same_bits_in_any_batch(problem):
     assert torch.equal(one.code.values, whole.code.values[:1])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_arguments_that_do_not_fit_are_refused(problem):
     p = problem(4, 3, 5)
     f64 = {"dtype": torch.float64}
@@ -216,6 +217,7 @@ def test_arguments_that_do_not_fit_are_refused(problem):
     "given",
     [{"beta": -1.0}, {"beta": float("nan")}, {"beta": 1, "norm": "global"}, {"beta": 1, "mode": "max"}],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_attributions_are_refused(given):
     with pytest.raises(ValueError, match="Attribution"):
         Attribution(g=torch.zeros(1, 1), W_dec=torch.zeros(1, 1), **given)

@@ -130,6 +130,7 @@ def test_missing_folders_and_folders_of_something_else_are_named(tmp_path):
     assert "revision" in one_line_error(cpu(tmp_path, revision="main"), UsageError)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_unknown_devices_and_dtypes_are_named(llama_folder):
     name = str(llama_folder)
     assert "no device 'gpu'" in one_line_error(ModelSpec(name=name, device="gpu"), UsageError)

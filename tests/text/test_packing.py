@@ -136,6 +136,7 @@ def test_rows_of_a_split_hold_its_documents(tokenizer):
 @pytest.mark.parametrize(
     ("options", "message"), [({"context": 1}, "at least 2"), ({"context": 8, "packing": "tight"}, "tight")]
 )
+@pytest.mark.usefixtures("unchecked")
 def test_impossible_packings_are_refused(tokenizer, options, message):
     with pytest.raises(UsageError, match=message):
         pack(make_documents([("abc", "train")]), tokenizer, **options)

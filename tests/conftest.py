@@ -1,4 +1,4 @@
-"""One thread for every test: small matrices gain nothing from two, and spin against other work."""
+"""One thread for every test (small matrices gain nothing from two), and a way around annotation checks."""
 
 import os
 

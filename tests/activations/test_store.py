@@ -198,6 +198,7 @@ def tampered(store, tmp_path, change):
         lambda c: c.update(notes=3),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_manifest_that_lies_is_refused(store, tmp_path, change):
     with pytest.raises(DamagedFileError):
         Store.open(tampered(store, tmp_path, change))

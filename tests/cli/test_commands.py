@@ -1,12 +1,10 @@
 """The command contract: results as text and JSON, exit codes, one-line errors, dry runs."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
+from commands import data_files, start, wait_for
 
 from saelab.storage.inspect import verify_folder
 
@@ -149,35 +147,6 @@ def test_a_failure_is_one_line_with_code_1_and_debug_shows_the_trace(saelab, tmp
     assert len(err.strip().splitlines()) == 1
     code, _, err = saelab("train", tmp_path, "--tokens", "1M", "--out", tmp_path / "run", "--debug")
     assert "Traceback" in err
-
-
-def start(*arguments):
-    """Start a command as a user would, and wait until it reports its first checkpoint or shard."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-c", "from saelab.cli.main import main; main()", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-
-
-def wait_for(condition, process, limit=120.0):
-    import time
-
-    until = time.monotonic() + limit
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        with __import__("contextlib").suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.02)
-
-
-def data_files(folder):
-    skipped = {"timing.jsonl", "environment.json", ".lock"}
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name not in skipped
-    }
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test soak lint
+.PHONY: install demo test soak lint bench
 
 install: $(INSTALLED)
 
@@ -24,6 +24,10 @@ test: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak -s
+
+bench: $(INSTALLED)
+	$(BIN)/python -m saelab_kernels.bench
+	$(BIN)/python -m saelab_kernels.bench --d-in 768 --d-sae 16384
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --fix .

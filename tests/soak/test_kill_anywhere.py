@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from saelab.storage.manifest import read_manifest
 pytestmark = pytest.mark.soak
 
 KILLS = int(os.environ.get("SAELAB_SOAK_KILLS", "50"))
-KILLS_OF_ONE_FOLDER = 4
+KILLS_OF_ONE_FOLDER = 6
 PHASES = ("start-up", "work", "finishing")
 LIMIT = 300.0
 POLL = 0.002
@@ -113,10 +114,12 @@ def run_undisturbed(work: Work, folder: Path) -> list[float]:
         moments.append(time.monotonic())
     assert child.ended(within=LIMIT)
     moments.append(time.monotonic())
-    return [end - begin for begin, end in zip(moments, moments[1:], strict=False)]
+    return [end - begin for begin, end in pairwise(moments)]
 
 
-def kill_at_random(work: Work, place: Path, durations: list[float], check: Callable[[Path], None]) -> Counter[str]:
+def kill_at_random(
+    work: Work, place: Path, durations: list[float], check: Callable[[Path], None]
+) -> Counter[str]:
     """Kill a command again and again, and check every folder once a process has run to its end.
 
     Returns:
@@ -158,7 +161,9 @@ def kill_and_compare(name: str, work: Work, place: Path) -> None:
         assert [file for file in wanted if found[file] != wanted[file]] == []
 
     counts = kill_at_random(work, place, durations, check)
-    by_phase = ", ".join(f"{counts[phase]} in {phase} ({s:.2f} s)" for phase, s in zip(PHASES, durations, strict=True))
+    by_phase = ", ".join(
+        f"{counts[phase]} in {phase} ({s:.2f} s)" for phase, s in zip(PHASES, durations, strict=True)
+    )
     print(
         f"\nkill -9 of {name}: {sum(counts[phase] for phase in PHASES)} kills, {by_phase}; "
         f"{counts['folders']} folders of {len(wanted)} files equal; {time.monotonic() - began:.0f} s"

@@ -9,6 +9,7 @@ from typing import Any
 from saelab.activations.layout import is_slug, shard_name, statistics_name
 from saelab.activations.spec import ITEM_BYTES, StoredDtype
 from saelab.errors import DamagedFileError
+from saelab.fields import read_fields
 from saelab.lm.identity import ModelIdentity
 from saelab.lm.spec import ModelSpec
 
@@ -80,7 +81,10 @@ class StoreFacts:
         try:
             spec, model = content["model_spec"], content["model"]
             facts = cls(
-                hooks=tuple(StoredHook(**hook) for hook in content["hooks"]),
+                hooks=tuple(
+                    read_fields(StoredHook, hook, f"{folder}: hook", DamagedFileError)
+                    for hook in content["hooks"]
+                ),
                 shards=tuple(_count(n) for n in content["shards"]),
                 n_tokens=_count(content["n_tokens"]),
                 n_token_rows=_count(content["n_token_rows"]),
@@ -88,12 +92,14 @@ class StoreFacts:
                 has_loss=bool(content["has_loss"]),
                 statistics=dict(content["statistics"]),
                 model=None if model is None else ModelIdentity.from_json(model),
-                model_spec=None if spec is None else ModelSpec(**spec),
+                model_spec=None
+                if spec is None
+                else read_fields(ModelSpec, spec, f"{folder}: model", DamagedFileError),
                 provenance=dict(content["provenance"]),
                 notes=tuple(str(note) for note in content["notes"]),
             )
             facts._check()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DamagedFileError(f"{folder}: the manifest does not describe a store ({error})") from error
         return facts
 

@@ -150,10 +150,13 @@ def document_table(table: pyarrow.Table, n_tokens: int, path: Path) -> DocumentT
         raise DamagedFileError(f"{path}: the documents do not follow one another over {n_tokens:,} tokens")
     if not np.isin(splits, ["train", "heldout"]).all():
         raise DamagedFileError(f"{path}: a split is neither train nor heldout")
+    ids, sources = tuple(table["id"].to_pylist()), tuple(table["source"].to_pylist())
+    if not all(isinstance(text, str) for text in (*ids, *sources)):
+        raise DamagedFileError(f"{path}: an id or a source is not text")
     return DocumentTable(
-        ids=tuple(table["id"].to_pylist()),
+        ids=ids,
         starts=starts,
         lengths=lengths,
-        sources=tuple(table["source"].to_pylist()),
+        sources=sources,
         heldout=splits == "heldout",
     )

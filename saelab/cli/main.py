@@ -25,6 +25,9 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    # Threads that wait for work sleep instead of spinning: on a busy machine spinning made the same
+    # command 2.5 times slower (docs/benchmarks.md). It must be set before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()

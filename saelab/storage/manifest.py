@@ -120,6 +120,8 @@ def check_file(folder: Path, name: str, manifest: Manifest, *, content: bool = T
     Raises:
         DamagedFileError: Naming the file, what was expected and what was found.
     """
+    if name not in manifest.files:
+        raise DamagedFileError(f"{folder / MANIFEST_NAME} does not list {name}")
     facts = manifest.files[name]
     try:
         path = resolve_inside(folder, name)

@@ -21,6 +21,7 @@ from saelab.storage.files import write_aside
 
 HEADER_ALIGNMENT = 4096
 MAX_HEADER_BYTES = 16 * 2**20
+MAX_DIMENSIONS = 64
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -175,13 +176,15 @@ class TensorFile:
         if not isinstance(header, dict):
             raise DamagedFileError(f"{self.path}: the header is not a table of tensors")
         metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(fact, str) for fact in metadata.values()):
+            raise DamagedFileError(f"{self.path}: the metadata are not a table of texts")
         entries = {name: self._parse_entry(name, raw, 8 + length, size) for name, raw in header.items()}
         end = 8 + length
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].n_bytes)):
             if entry.start < end:
                 raise DamagedFileError(f"{self.path}: tensor {name!r} overlaps another")
             end = entry.start + entry.n_bytes
-        return entries, metadata if isinstance(metadata, dict) else {}
+        return entries, metadata
 
     def _parse_entry(self, name: str, raw: Any, data_start: int, file_size: int) -> _Entry:
         if not isinstance(raw, dict) or str(raw.get("dtype")) not in _DTYPES:
@@ -190,6 +193,10 @@ class TensorFile:
         if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
             raise DamagedFileError(
                 f"{self.path}: tensor {name!r} has shape {shape!r} and offsets {offsets!r}"
+            )
+        if len(shape) > MAX_DIMENSIONS:  # before they are multiplied: the product would grow without bound
+            raise DamagedFileError(
+                f"{self.path}: tensor {name!r} has {len(shape):,} dimensions; at most {MAX_DIMENSIONS} are read"
             )
         dtype = _DTYPES[raw["dtype"]]
         n_bytes = math.prod(shape) * dtype.itemsize

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.activations import shards
+from saelab.activations.layout import document_table
 from saelab.activations.row_map import RowMap
 from saelab.activations.store import Store
 from saelab.activations.stream import StoreStream
@@ -191,11 +192,15 @@ def tampered(store, tmp_path, change):
         lambda c: c["hooks"][0].update(d_in=0),
         lambda c: c["hooks"][0].update(dtype="object"),
         lambda c: c["hooks"][0].update(extra=1),
+        lambda c: c["hooks"][0].update(alias=[True]),
+        lambda c: c["hooks"][0].update(has_gradients="no"),
+        lambda c: c["model_spec"].update(dtype=3),
         lambda c: c["hooks"][1].update(slug=c["hooks"][0]["slug"]),
         lambda c: c.update(model={"hash": 3}),
         lambda c: c.update(model_spec={"name": "x", "unknown": 1}),
         lambda c: c.update(statistics=3),
         lambda c: c.update(notes=3),
+        lambda c: c.update(bos_token_id=float("inf")),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -228,6 +233,17 @@ def test_a_document_table_that_lies_is_refused(store, tmp_path):
         pyarrow.parquet.write_table(good.set_column(good.column_names.index(column), column, [values]), path)
         with pytest.raises(DamagedFileError):
             Store.open(copy).n_rows(RESID_0, "train")
+
+
+@pytest.mark.parametrize("column", ["id", "source"])
+@pytest.mark.usefixtures("unchecked")
+def test_a_document_without_id_or_source_is_refused(store, column):
+    table = store.documents
+    values = [None, *table[column].to_pylist()[1:]]
+    holed = table.set_column(table.column_names.index(column), column, [values])
+    assert document_table(table, len(store.tokens), store.path).ids
+    with pytest.raises(DamagedFileError, match="an id or a source is not text"):
+        document_table(holed, len(store.tokens), store.path)
 
 
 def test_sequences_are_what_was_packed(store):

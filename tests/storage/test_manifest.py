@@ -72,6 +72,12 @@ def test_entries_of_an_earlier_manifest_stand_so_that_damage_stays_visible(folde
     assert "data.bin is damaged" in problem
 
 
+def test_a_file_that_the_manifest_does_not_list_is_refused(folder):
+    (folder / "stranger.bin").write_bytes(b"0")
+    with pytest.raises(DamagedFileError, match=r"manifest.json does not list stranger.bin"):
+        check_file(folder, "stranger.bin", read_manifest(folder))
+
+
 def test_missing_and_cut_files_are_found(folder):
     (folder / "deep" / "more.bin").unlink()
     (folder / "data.bin").write_bytes(b"0123")

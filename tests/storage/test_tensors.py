@@ -69,13 +69,16 @@ def entry(**changes):
         entry(data_offsets=[16, 0]),
         entry(shape=[True]),
         entry(shape=[0, 2**70], data_offsets=[0, 0]),
+        entry(shape=[2**61] * 300),
+        {**entry(), "__metadata__": {"note": None}},
+        {**entry(), "__metadata__": "note"},
         {**entry(), "y": {"dtype": "F32", "shape": [4], "data_offsets": [8, 24]}},
         {"x": 3},
         [],
         b"{" * 50_000,
         b"not json",
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_a_header_that_lies_is_refused(tmp_path, header):
     with pytest.raises(DamagedFileError):

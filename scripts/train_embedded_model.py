@@ -20,6 +20,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,10 +29,14 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from saelab.storage.tensors import TensorFile, write_tensors
 from saelab.text.documents import Document
 from saelab.text.stdlib import is_test_file, stdlib_documents
 
 BOS = "<|endoftext|>"
+CHECKPOINT_EVERY = 250
+"""Steps between checkpoints."""
+Report = Callable[[int, float, float], None]
 BOS_ID = 0  # the first special token that the trainer is given
 # Indentation stays one piece, digits stand alone, words keep their leading space.
 PIECES = r"\n[ ]*|'s|[ ]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -205,15 +210,40 @@ def next_token_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor
     return losses.view(len(rows), -1)
 
 
-def train(model: LlamaForCausalLM, rows: Rows, settings: Settings, checkpoint: Path, report) -> None:
+def save_checkpoint(
+    path: Path, model: LlamaForCausalLM, optimisers: list[torch.optim.Optimizer], step: int
+) -> None:
+    """Write weights and the optimisers' moments; the learning rates follow from the step."""
+    tensors: dict[str, torch.Tensor] = {f"model.{n}": p for n, p in model.named_parameters()}
+    for number, optimiser in enumerate(optimisers):
+        for index, moments in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{index}.{key}": torch.as_tensor(v) for key, v in moments.items()}
+    write_tensors(path, tensors, {"step": str(step)})
+
+
+def load_checkpoint(path: Path, model: LlamaForCausalLM, optimisers: list[torch.optim.Optimizer]) -> int:
+    """Continue from a checkpoint; returns the steps that were done."""
+    with TensorFile(path) as file:
+        tensors, step = {name: file.read(name) for name in file.names}, int(file.metadata["step"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+    for number, optimiser in enumerate(optimisers):
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimiser" and rest.startswith(f"{number}."):
+                _, index, key = rest.split(".")
+                state.setdefault(int(index), {})[key] = tensor
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return step
+
+
+def train(model: LlamaForCausalLM, rows: Rows, settings: Settings, checkpoint: Path, report: Report) -> None:
+    """Train to the end, from the checkpoint if there is one."""
     optimisers = make_optimisers(model, settings)
-    step, tokens_per_step = 0, settings.batch_rows * settings.context
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        step = state["step"]
+    tokens_per_step = settings.batch_rows * settings.context
+    step = load_checkpoint(checkpoint, model, optimisers) if checkpoint.exists() else 0
     step_loss = torch.compile(lambda ids: next_token_loss(model, ids).mean(), dynamic=False)
     peak_lrs = [settings.lr_matrices, settings.lr_rest]
     started, first_step = time.monotonic(), step
@@ -228,16 +258,10 @@ def train(model: LlamaForCausalLM, rows: Rows, settings: Settings, checkpoint: P
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         step += 1
-        if step % 250 == 0:
+        if step % CHECKPOINT_EVERY == 0:
             rate = (step - first_step) * tokens_per_step / (time.monotonic() - started)
             report(step * tokens_per_step, loss.item(), rate)
-            saved = {
-                "model": model.state_dict(),
-                "optimisers": [o.state_dict() for o in optimisers],
-                "step": step,
-            }
-            torch.save(saved, checkpoint.with_suffix(".writing"))
-            checkpoint.with_suffix(".writing").replace(checkpoint)
+            save_checkpoint(checkpoint, model, optimisers, step)
 
 
 def main() -> None:
@@ -275,7 +299,13 @@ def main() -> None:
             flush=True,
         )
 
-    train(model, Rows(core, tests, settings), settings, arguments.out.with_suffix(".checkpoint.pt"), report)
+    train(
+        model,
+        Rows(core, tests, settings),
+        settings,
+        arguments.out.with_suffix(".checkpoint.safetensors"),
+        report,
+    )
     final = scores(model, heldout_ids, bytes_per_token, 10_000, settings.context)
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),

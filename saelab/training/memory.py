@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from saelab.errors import SaelabError
 from saelab.training.config import TrainConfig
 
+MEMORY_FACTS = Path("/proc/meminfo")
+"""Where Linux says how much memory is free; other systems have no such file."""
 FLOAT32 = 4
 COPIES = 4
 """Weights, gradients and Adam's two moments."""
@@ -89,8 +92,7 @@ def available_memory_bytes(device: str = "cpu") -> int | None:
 
         return torch.cuda.mem_get_info(device)[0]
     try:
-        with open("/proc/meminfo") as file:  # noqa: PTH123 - a pseudo file
-            lines = dict(line.split(":", 1) for line in file)
+        lines = dict(line.split(":", 1) for line in MEMORY_FACTS.read_text().splitlines())
     except OSError:
         return None
     return int(lines["MemAvailable"].split()[0]) * 1024

@@ -47,13 +47,21 @@ class Run:
 
         Raises:
             DamagedFileError: It is not a run, or was never finished.
+            UsageError: Its configuration is one that cannot work.
         """
         path = Path(path)
         content = read_manifest(path, "run").content
         if not isinstance(content.get("store"), str):
             raise DamagedFileError(f"{path}: its manifest does not name a store")
         config = train_config_from_json(read_json(path / CONFIG), str(path / CONFIG))
-        return cls(path, config, (path / content["store"]).resolve())
+        config.check()
+        try:
+            store_path = (path / content["store"]).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have
+            raise DamagedFileError(
+                f"{path}: its manifest names the store {content['store']!r}: {error}"
+            ) from error
+        return cls(path, config, store_path)
 
     def sae(self) -> SparseAutoencoder:
         """Load the trained SAE."""

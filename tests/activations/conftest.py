@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from activation_helpers import RESID_0, RESID_1
+from tiny import byte_tokenizer
 
 from saelab.activations.cache import cache_activations
 from saelab.activations.spec import CacheConfig
@@ -38,22 +39,9 @@ def single_threaded() -> Iterator[None]:
 
 
 def save_model(folder: Path) -> Path:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    bare = Tokenizer(models.BPE())
-    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bare.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=280,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bare.train_from_iterator(["some words of a small language\n"] * 3, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bare, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
-    )
+    tokenizer = byte_tokenizer("some words of a small language\n", 280)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=D_MODEL,

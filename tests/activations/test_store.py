@@ -188,6 +188,7 @@ def tampered(store, tmp_path, change):
         lambda c: c.update(shards=[-1]),
         lambda c: c.update(shards=["many"]),
         lambda c: c.update(n_tokens=10),
+        lambda c: c.update(n_tokens=10**4300 - 1),
         lambda c: c["hooks"][0].update(slug="../elsewhere"),
         lambda c: c["hooks"][0].update(d_in=0),
         lambda c: c["hooks"][0].update(dtype="object"),

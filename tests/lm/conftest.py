@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import byte_tokenizer
 
 from saelab.lm.load import LanguageModel, load_model
 from saelab.lm.spec import ModelSpec
@@ -12,30 +13,15 @@ CONTEXT = 32
 
 
 def save_tiny_model(folder: Path, family: str) -> Path:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import (
         GPT2Config,
         GPT2LMHeadModel,
         LlamaConfig,
         LlamaForCausalLM,
-        PreTrainedTokenizerFast,
     )
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["def add(first, second):\n    return first + second\n"] * 4, trainer)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-        model_max_length=CONTEXT,
+    wrapped = byte_tokenizer(
+        "def add(first, second):\n    return first + second\n", 300, model_max_length=CONTEXT
     )
     torch.manual_seed(7)
     vocab_size = len(wrapped)

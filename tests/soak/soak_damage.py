@@ -213,6 +213,18 @@ def edited_values(value: Any, damage: Damage) -> Any:
     return top[0]
 
 
+def every_value_edit(name: str, raw: bytes) -> Iterator[ValueEdit]:
+    """Yield every single setting and removal of a value in a file whose values can be edited; none for others."""
+    if name.endswith(".safetensors"):
+        raw = raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]]
+    elif not name.endswith(".json"):
+        return
+    for where in range(len(list(_places([json.loads(raw)])))):
+        yield ValueEdit("delete", where, 0, None)
+        for value in HOSTILE:
+            yield ValueEdit("set", where, 0, value)
+
+
 def _add(container: Any, key: Any, value: Any) -> None:
     if isinstance(container, dict):
         container[key if isinstance(key, str) else "added"] = value

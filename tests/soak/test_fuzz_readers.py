@@ -21,7 +21,15 @@ import torch
 from beartype.door import is_bearable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from soak_damage import Damage, damaged_file, damages, edited_bytes, edited_values, sealed_manifest
+from soak_damage import (
+    Damage,
+    damaged_file,
+    damages,
+    edited_bytes,
+    edited_values,
+    every_value_edit,
+    sealed_manifest,
+)
 
 import saelab
 from saelab.activations.store import Store
@@ -131,6 +139,7 @@ def fuzz(name: str, strategy: st.SearchStrategy[Any], read: Callable[[Any], None
 def fuzz_folder(name: str, path: Path, read: Callable[[], None]) -> None:
     folder = GoodFolder(path)
     read()  # a sound folder is read, or refusals would mean nothing
+    sweep(name, folder, read)
 
     def read_damaged(example: tuple[list[Damage], bool]) -> None:
         with folder.damaged(*example):
@@ -138,6 +147,28 @@ def fuzz_folder(name: str, path: Path, read: Callable[[], None]) -> None:
 
     several = st.lists(damages, min_size=1, max_size=2)
     fuzz(name, st.tuples(several, st.sampled_from([True, True, True, False])), read_damaged)
+
+
+def sweep(name: str, folder: GoodFolder, read: Callable[[], None]) -> None:
+    """Put every hostile value at every place of every file, one at a time: chance would miss most such pairs."""
+    counts: Counter[str] = Counter()
+    began = time.monotonic()
+    for number, (file, content) in enumerate(folder.contents.items()):
+        for edit in every_value_edit(file, content):
+            damage = Damage(number, True, (), (edit,), slack=40)
+            with folder.damaged([damage], seals=True):
+                try:
+                    read()
+                    counts["read"] += 1
+                except SaelabError:
+                    counts["refused"] += 1
+                except Exception as error:
+                    error.add_note(f"{file}: {edit}")
+                    raise
+    print(
+        f"\nsweep of {name}: {sum(counts.values()):,} examples, {counts['read']:,} read and "
+        f"{counts['refused']:,} refused; {time.monotonic() - began:.0f} s"
+    )
 
 
 def test_safetensors_files(tmp_path):

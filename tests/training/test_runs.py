@@ -9,10 +9,11 @@ import torch
 
 from saelab.activations.store import Store
 from saelab.api import train_config
-from saelab.errors import Interrupted, SaelabError, UsageError
+from saelab.errors import DamagedFileError, Interrupted, SaelabError, UsageError
 from saelab.interrupts import StopRequest
 from saelab.storage import files
 from saelab.storage.inspect import verify_folder
+from saelab.storage.manifest import read_manifest, write_manifest
 from saelab.storage.tensors import read_tensors, write_tensors
 from saelab.training.checkpoints import finished_checkpoints
 from saelab.training.config import train_config_from_json
@@ -57,6 +58,22 @@ def test_a_finished_run_opens_verifies_and_is_not_trained_again(make_config, sto
     assert again == run == Run.open(tmp_path / "run")
     assert data_files(tmp_path / "run") == before
     assert run.store_path == store.path.resolve()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_run_that_names_a_store_no_folder_can_be_is_refused(make_config, store, tmp_path, name):
+    folder = train_run(make_config(steps=1), store, tmp_path / "run", quiet=True).path
+    write_manifest(folder, "run", list(read_manifest(folder).files), {"store": name})
+    with pytest.raises(DamagedFileError, match="its manifest names the store"):
+        Run.open(folder)
+
+
+def test_a_run_whose_configuration_cannot_work_is_refused(make_config, store, tmp_path):
+    folder = train_run(make_config(steps=1), store, tmp_path / "run", quiet=True).path
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"batch": 0}))
+    with pytest.raises(UsageError, match="batch must be at least 1, not 0"):
+        Run.open(folder)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(make_config, store, tmp_path, straight):
@@ -152,8 +169,6 @@ def test_another_thread_count_is_refused_for_exact_and_allowed_for_plain(make_co
     state = next((tmp_path / "run" / "checkpoints").glob("*/state.json"))
     facts = json.loads(state.read_text())
     files.write_json(state, facts | {"threads": facts["threads"] + 1})
-    from saelab.storage.manifest import write_manifest
-
     write_manifest(state.parent, "checkpoint", ["state.json", "state.safetensors"], {"step": facts["step"]})
     with pytest.raises(SaelabError, match="--resume plain"):
         train_run(make_config(), store, tmp_path / "run", quiet=True)

@@ -96,14 +96,12 @@ class SparseAutoencoder(nn.Module):
                 f"decode: this SAE works relative to each token's scale ({self.config.target_normalisation.kind}), "
                 "which a code does not hold; call reconstruct(x)"
             )
-        return self._decode(code, TokenScale(1.0 * self.config.target_normalisation.factor, 0.0))
+        return self._decode(code, None)
 
     @torch.no_grad()
     def reconstruct(self, x: Float[Tensor, "tokens d_in"]) -> Reconstruction:
         """Encode and decode in one call."""
         code, stats = self._encode(x)
-        if not self.config.target_normalisation.is_per_token:
-            stats = TokenScale(1.0 * self.config.target_normalisation.factor, 0.0)
         return Reconstruction(self._decode(code, stats), code)
 
     def forward(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_out"]:
@@ -120,5 +118,8 @@ class SparseAutoencoder(nn.Module):
             scaled = scaled - self.b_dec
         return encode_select(scaled, self.W_enc, self.b_enc, self.rule, theta=self.theta).code, stats
 
-    def _decode(self, code: SparseCode, stats: TokenScale) -> Float[Tensor, "tokens d_out"]:
+    def _decode(self, code: SparseCode, stats: TokenScale | None) -> Float[Tensor, "tokens d_out"]:
+        target = self.config.target_normalisation
+        if stats is None or not target.is_per_token:
+            stats = TokenScale(target.factor, 0.0)
         return denormalise(decode(code, self.W_dec, self.b_dec), stats)

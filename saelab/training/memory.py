@@ -7,18 +7,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from saelab.activations.stream import POOL_BYTES
 from saelab.errors import SaelabError
 from saelab.training.config import TrainConfig
+from saelab.training.initialise import MEDIAN_SAMPLE
+from saelab_kernels.backends.stock_tiles import TILE_ROWS_CPU
 
 MEMORY_FACTS = Path("/proc/meminfo")
 """Where Linux says how much memory is free; other systems have no such file."""
 FLOAT32 = 4
 COPIES = 4
 """Weights, gradients and Adam's two moments."""
-ENCODER_TILE_ROWS = 256
-MEDIAN_SAMPLE, SAMPLE_COPIES = 32_768, 4
-"""Rows in float64 while the median is computed."""
-POOL_BYTES = 256 * 2**20
+SAMPLE_COPIES = 4
+"""Copies of the sample in float64 while the median is computed."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class TrainPlan:
 def plan_training(config: TrainConfig, d_in: int) -> TrainPlan:
     """Compute what a run needs."""
     parameters = 2 * d_in * config.width + config.width + d_in
-    buffers = 2 * ENCODER_TILE_ROWS * config.width + 8 * config.batch * d_in
+    buffers = 2 * TILE_ROWS_CPU * config.width + 8 * config.batch * d_in
     written_aside = d_in * config.width  # a row-major copy while a checkpoint is written
     return TrainPlan(
         parameters=parameters,

@@ -3,7 +3,6 @@ import shutil
 import threading
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
 from activation_helpers import RESID_0, RESID_1, data_files
@@ -224,16 +223,21 @@ def test_rows_that_contradict_the_manifest_are_refused(store, tmp_path, change, 
         opened.rows(RESID_0, "train", 0, opened.n_rows(RESID_0, "train"))
 
 
-def test_a_document_table_that_lies_is_refused(store, tmp_path):
-    copy = tampered(store, tmp_path, lambda c: None)
-    path = copy / "documents.parquet"
-    good = pyarrow.parquet.read_table(path)
-    for column, value in (("start", 5), ("length", -1), ("split", "test")):
-        values = good[column].to_pylist()
-        values[1] = value
-        pyarrow.parquet.write_table(good.set_column(good.column_names.index(column), column, [values]), path)
-        with pytest.raises(DamagedFileError):
-            Store.open(copy).n_rows(RESID_0, "train")
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("start", 5, "do not follow one another"),
+        ("length", -1, "do not follow one another"),
+        ("split", "test", "a split is neither train nor heldout"),
+    ],
+)
+def test_a_document_table_that_lies_is_refused(store, column, value, message):
+    table = store.documents
+    values = table[column].to_pylist()
+    values[1] = value
+    lying = table.set_column(table.column_names.index(column), column, [values])
+    with pytest.raises(DamagedFileError, match=message):
+        document_table(lying, len(store.tokens), store.path)
 
 
 @pytest.mark.parametrize("column", ["id", "source"])

@@ -13,37 +13,69 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from saelab.activations.store import Store
-    from saelab.api import cache, evaluate, load, open_store, train
+    from saelab.api import (
+        cache,
+        cache_inputs,
+        evaluate,
+        evaluate_many,
+        live,
+        load,
+        open_store,
+        train,
+        train_grid,
+    )
     from saelab.errors import Interrupted, SaelabError, UsageError
-    from saelab.lm.load import load_model
+    from saelab.lm.load import LanguageModel, load_model
+    from saelab.lm.modules import iter_activations
+    from saelab.lm.spec import ModelSpec
+    from saelab.text.spec import TextSpec
+    from saelab.training.grid import Grid
     from saelab.training.recipes.topk import TopK
 
 _HOMES = {
+    "Grid": "saelab.training.grid",
     "Interrupted": "saelab.errors",
+    "LanguageModel": "saelab.lm.load",
+    "ModelSpec": "saelab.lm.spec",
     "SaelabError": "saelab.errors",
     "Store": "saelab.activations.store",
+    "TextSpec": "saelab.text.spec",
     "TopK": "saelab.training.recipes.topk",
     "UsageError": "saelab.errors",
     "cache": "saelab.api",
+    "cache_inputs": "saelab.api",
     "evaluate": "saelab.api",
+    "evaluate_many": "saelab.api",
+    "iter_activations": "saelab.lm.modules",
+    "live": "saelab.api",
     "load": "saelab.api",
     "load_model": "saelab.lm.load",
     "open_store": "saelab.api",
     "train": "saelab.api",
+    "train_grid": "saelab.api",
 }
 
 __all__ = [
+    "Grid",
     "Interrupted",
+    "LanguageModel",
+    "ModelSpec",
     "SaelabError",
     "Store",
+    "TextSpec",
     "TopK",
     "UsageError",
     "cache",
+    "cache_inputs",
     "evaluate",
+    "evaluate_many",
+    "iter_activations",
+    "live",
     "load",
     "load_model",
     "open_store",
     "train",
+    "train_grid",
 ]
 
 

@@ -14,7 +14,7 @@ from saelab.activations.store import Store
 from saelab.evaluation.examples import render_text, top_contexts
 from saelab.evaluation.telling import telling_features
 from saelab.lm.load import LanguageModel, load_model
-from saelab.training.memory import peak_memory_bytes
+from saelab.memory import peak_memory_bytes
 from saelab.training.run import Run
 
 HOOK = "blocks.2.hook_resid_post"
@@ -100,10 +100,11 @@ def run_demo(folder: Path, budget: DemoBudget, quiet: bool = False) -> DemoRepor
                 quiet=quiet,
             )
             rate(budget.train_tokens)
-    for name, run in finished.items():
-        with _stage(report, f"evaluate {name}"):
-            evaluation = api.evaluate(run, tokens=budget.evaluation_tokens, lm=lm, store=store, quiet=quiet)
-        report.runs[name] = evaluation.to_json()
+    with _stage(report, "evaluate"):
+        evaluations = api.evaluate_many(
+            list(finished.values()), tokens=budget.evaluation_tokens, lm=lm, quiet=quiet
+        )
+    report.runs = {name: found.to_json() for name, found in zip(finished, evaluations, strict=True)}
     with _stage(report, "features"):
         report.features = _features_as_text(next(iter(finished.values())), store, lm, budget.features)
     report.peak_memory_bytes = peak_memory_bytes()

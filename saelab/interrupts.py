@@ -4,35 +4,53 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class StopRequest:
-    """Whether somebody asked the running work to stop."""
+    """Whether somebody asked the running work to stop, or its time is over.
 
-    def __init__(self) -> None:
-        self.requested = False
+    Args:
+        seconds: Time after which a stop is asked for by itself; None for no limit.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._asked = False
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop at the next safe moment."""
+        return self._asked or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     def ask(self) -> None:
         """Ask for a stop at the next safe moment."""
-        self.requested = True
+        self._asked = True
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(seconds: float | None = None) -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM within the block into a request, and the second into KeyboardInterrupt.
 
-    Off the main thread signals cannot be handled, and the request is only ever set by its `ask`.
+    Off the main thread signals cannot be handled, and the request is only ever set by its `ask` or
+    by the time limit.
+
+    Args:
+        seconds: Time after which a stop is asked for by itself; None for no limit.
     """
-    stop = StopRequest()
+    stop = StopRequest(seconds)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
+    asked: list[int] = []
+
     def handle(number: int, frame: object) -> None:
-        if stop.requested:
+        if asked:
             raise KeyboardInterrupt
+        asked.append(number)
         stop.ask()
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

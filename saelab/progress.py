@@ -39,6 +39,13 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
 
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        elif not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
     def advance(self, count: int) -> None:
         """Count ``count`` more units."""
         self._done += count

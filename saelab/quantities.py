@@ -7,6 +7,7 @@ import re
 from saelab.errors import UsageError
 
 _SUFFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 _NUMBER = re.compile(r"([0-9][0-9_,]*(?:\.[0-9]+)?)([kKMGB]?)")
 
 
@@ -33,6 +34,22 @@ def parse_width(text: str | int, d_in: int) -> int:
     if isinstance(text, str) and text.startswith("x"):
         return parse_count(text[1:]) * d_in
     return parse_count(text)
+
+
+def parse_duration(text: str) -> float:
+    """Read a time such as ``90s``, ``30m``, ``2.5h`` or ``1h30m``, in seconds.
+
+    Raises:
+        UsageError: It is not one.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match and any(match.groups()):
+        seconds = sum(
+            float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)
+        )
+        if seconds > 0:
+            return seconds
+    raise UsageError(f"{text!r} is not a time; write for example 90s, 30m, 2.5h or 1h30m")
 
 
 def format_bytes(count: float) -> str:

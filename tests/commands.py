@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 COMMAND_LINE = "from saelab.cli.main import main; main()"
-NOT_DATA = {"timing.jsonl", "environment.json", ".lock"}
+NOT_DATA = {"timing.jsonl", "environment.json", "history.json", ".lock"}
 """Files that tell how a run went; all others must be equal for equal requests."""
 
 
@@ -40,9 +40,9 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limi
 
 
 def data_files(folder: Path) -> dict[str, bytes]:
-    """Return the content of every data file below a folder, by its relative name."""
+    """Return the content of every data file below a folder, by its relative name; logs are none."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in NOT_DATA
+        if path.is_file() and path.name not in NOT_DATA and "logs" not in path.relative_to(folder).parts
     }

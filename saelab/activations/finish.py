@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,13 @@ from saelab.text.packing import DocumentTable
 
 
 def finish_store(
-    out: Path, facts: StoreFacts, keep: NDArray[np.bool_], documents: DocumentTable, names: list[str]
+    out: Path,
+    facts: StoreFacts,
+    keep: NDArray[np.bool_],
+    documents: DocumentTable,
+    names: list[str],
+    known: dict[str, dict[str, Any]] | None = None,
+    after_shard: Callable[[], None] = lambda: None,
 ) -> Store:
     """Complete a store whose shards are written.
 
@@ -31,6 +39,8 @@ def finish_store(
         keep: Whether each token has an activation row.
         documents: The documents of the token stream.
         names: Further files that the manifest lists.
+        known: Entries of files whose checksums were taken when they were written.
+        after_shard: Called whenever the statistics of one more shard were gathered.
 
     Statistics are taken over the training rows; a store of held-out text alone, which serves an
     evaluation, takes them over all its rows.
@@ -41,17 +51,23 @@ def finish_store(
     layout.write_bits(out / layout.KEEP, keep)
     statistics = {}
     for hook in facts.hooks:
-        found = _statistics(out, hook, facts.shards, row_map, split)
+        found = _statistics(out, hook, facts.shards, row_map, split, after_shard)
         write_tensors(out / layout.statistics_name(hook.slug), {"mean": found.mean})
         statistics[hook.slug] = found.scalars()
     facts = replace(facts, statistics=statistics)
+    known = known or {}
     all_names = [*names, layout.DOCUMENTS, layout.KEEP, *facts.data_names()]
-    write_manifest(out, "store", all_names, facts.to_content())
+    write_manifest(out, "store", [name for name in all_names if name not in known], facts.to_content(), known)
     return Store.open(out)
 
 
 def _statistics(
-    out: Path, hook: StoredHook, shards: tuple[int, ...], row_map: RowMap, split: Split
+    out: Path,
+    hook: StoredHook,
+    shards: tuple[int, ...],
+    row_map: RowMap,
+    split: Split,
+    after_shard: Callable[[], None],
 ) -> HookStatistics:
     accumulator = StatisticsAccumulator(hook.d_in)
     first = 0
@@ -62,4 +78,5 @@ def _statistics(
                 x = file.read("activations")
             accumulator.add(torch.cat([x[start - first : stop - first] for start, stop in pieces]))
         first += n_rows
+        after_shard()
     return accumulator.finish()

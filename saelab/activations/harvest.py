@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from saelab.activations.rounding import round_to
-from saelab.activations.spec import CacheConfig
+from saelab.activations.spec import HarvestConfig
 from saelab.errors import SaelabError
 from saelab.lm.hooks import Hookpoint
 from saelab.lm.load import LanguageModel
@@ -52,19 +52,28 @@ class Harvest:
 
 
 class Harvester:
-    """Turns numbers of batches into activations."""
+    """Turns numbers of batches into activations.
+
+    Args:
+        lm: The model.
+        hookpoints: Where to read.
+        sequences: The tokens.
+        config: Size of a batch, masks, dtype, whether losses and gradients are wanted.
+        norm_limits: Largest norm that is kept at each hookpoint; found in the first batch where not given.
+    """
 
     def __init__(
         self,
         lm: LanguageModel,
         hookpoints: Sequence[Hookpoint],
         sequences: TokenSequences,
-        config: CacheConfig,
+        config: HarvestConfig,
+        norm_limits: dict[Hookpoint, float] | None = None,
     ) -> None:
         self.lm, self.hookpoints, self.sequences, self.config = lm, tuple(hookpoints), sequences, config
         self.n_batches = -(-sequences.n_rows // config.batch_rows)
         self._unembedding = unembedding(lm) if config.stores_loss else None
-        self.norm_limits = self._find_norm_limits()
+        self.norm_limits = self._find_norm_limits() if norm_limits is None else norm_limits
 
     def tokens_of(self, batch: int) -> slice:
         """Return the stretch of the token stream that a batch reads."""
@@ -124,7 +133,7 @@ class Harvester:
 
     def _forward(self, rows: TokenBatch) -> tuple[dict[Hookpoint, Tensor], Tensor | None]:
         if self._unembedding is None:
-            seen = capture(self.lm, rows.ids, self.hookpoints)
+            seen = capture(self.lm, rows.ids, self.hookpoints, self.lm.mask_for(rows.real))
             return {hookpoint: x.cpu() for hookpoint, x in seen.items()}, None
         seen = {}
 

@@ -5,11 +5,14 @@ manifest.json           facts, sizes and checksums; written last
 config.json             what was asked for and from which inputs; written first
 tokens.bin              int32 little-endian, the whole token stream
 rows.bin                int64 little-endian, start of each row of tokens, and last the number of tokens
-documents.parquet       id, start, length, source, split
+documents.parquet       id, start, length, source, split, and columns kept from the data
+roles.bin               one byte a token, of conversations only: a code of `saelab.text.chat.ROLES`, + 128 where special
 keep.bin                one bit a token, lowest bit first: whether it has an activation row
 loss.bin                float32 little-endian, next-token loss of every token; NaN at the last token of a row
 statistics/<slug>.safetensors           mean of the training rows, float64
 hooks/<slug>/shard-000000.safetensors   activations [n, d_in], token_index [n], perhaps gradients [n, d_in]
+history.json            which stores this one was before it was extended; the manifest does not list it
+unfinished/             until the store is finished: `saelab.activations.unfinished`
 ```
 
 A store of somebody's own activations has no tokens, rows or losses; its documents are blocks of rows.
@@ -26,7 +29,11 @@ from numpy.typing import NDArray
 
 from saelab.errors import DamagedFileError
 from saelab.storage.files import write_aside, write_bytes
+from saelab.text.chat import ROLES as ROLES_OF_TOKENS
+from saelab.text.chat import SPECIAL
+from saelab.text.documents import ColumnValue
 from saelab.text.packing import DocumentTable
+from saelab.text.spec import DOCUMENT_COLUMNS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -36,22 +43,17 @@ TOKENS = "tokens.bin"
 ROWS = "rows.bin"
 DOCUMENTS = "documents.parquet"
 KEEP = "keep.bin"
+ROLES = "roles.bin"
 LOSS = "loss.bin"
-LOSS_PARTS = "loss-parts"
-"""Folder of the losses of finished shards, until all are joined into `loss.bin`."""
+HISTORY = "history.json"
+"""Which stores this one was before it was extended; no data file, so that equal data stay equal."""
 
-_DOCUMENT_COLUMNS = ("id", "start", "length", "source", "split")
 _SLUG = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 def shard_name(slug: str, shard: int) -> str:
     """Return the name of a shard of activations."""
     return f"hooks/{slug}/shard-{shard:06d}.safetensors"
-
-
-def loss_part_name(shard: int) -> str:
-    """Return the name of the losses of one shard's tokens."""
-    return f"{LOSS_PARTS}/shard-{shard:06d}.safetensors"
 
 
 def statistics_name(slug: str) -> str:
@@ -81,7 +83,10 @@ def map_array(path: Path, dtype: str, length: int) -> np.memmap:
         raise DamagedFileError(f"{path}: expected {expected:,} bytes, found {found}; cache the store again")
     if length == 0:
         return np.empty(0, dtype=dtype).view(np.memmap)
-    return np.memmap(path, dtype=dtype, mode="r", shape=(length,))
+    try:
+        return np.memmap(path, dtype=dtype, mode="r", shape=(length,))
+    except OSError as error:
+        raise DamagedFileError(f"cannot read {path}: {error.strerror}") from error
 
 
 def write_bits(path: Path, bits: NDArray[np.bool_]) -> None:
@@ -110,6 +115,7 @@ def write_documents(path: Path, documents: DocumentTable) -> None:
                 np.where(documents.heldout, "heldout", "train").tolist(), pyarrow.string()
             ),
         }
+        | {name: pyarrow.array(values) for name, values in documents.columns.items()}
     )
     write_aside(path, lambda file: pyarrow.parquet.write_table(table, file))
 
@@ -127,7 +133,7 @@ def read_documents(path: Path) -> pyarrow.Table:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DamagedFileError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-    if missing := [name for name in _DOCUMENT_COLUMNS if name not in table.column_names]:
+    if missing := [name for name in DOCUMENT_COLUMNS if name not in table.column_names]:
         raise DamagedFileError(f"{path} has no column {missing[0]!r}")
     return table
 
@@ -137,7 +143,7 @@ def document_table(table: pyarrow.Table, n_tokens: int, path: Path) -> DocumentT
 
     Raises:
         DamagedFileError: The documents are not whole numbers of tokens, one behind the other, from
-            the first token to the last, or a split is unknown.
+            the first token to the last, a split is unknown, or a further column holds no plain values.
     """
     try:
         starts = table["start"].to_numpy().astype(np.int64, casting="safe")
@@ -159,4 +165,45 @@ def document_table(table: pyarrow.Table, n_tokens: int, path: Path) -> DocumentT
         lengths=lengths,
         sources=sources,
         heldout=splits == "heldout",
+        columns=_kept_columns(table, path),
     )
+
+
+def _kept_columns(table: pyarrow.Table, path: Path) -> dict[str, tuple[ColumnValue, ...]]:
+    from pyarrow import types
+
+    names = table.column_names
+    if len(set(names)) < len(names):
+        raise DamagedFileError(f"{path}: two columns have the same name")
+    columns: dict[str, tuple[ColumnValue, ...]] = {}
+    for name in names:
+        kind = table.schema.field(name).type
+        if name in DOCUMENT_COLUMNS:
+            continue
+        plain = (
+            types.is_string,
+            types.is_large_string,
+            types.is_integer,
+            types.is_floating,
+            types.is_boolean,
+        )
+        if not any(is_plain(kind) for is_plain in plain):
+            raise DamagedFileError(
+                f"{path}: the column {name!r} holds {kind}, not text, numbers or truth values"
+            )
+        columns[name] = tuple(table[name].to_pylist())
+    return columns
+
+
+def read_roles(path: Path, length: int) -> NDArray[np.uint8]:
+    """Map the role of every token.
+
+    Raises:
+        DamagedFileError: The file is missing, has another length, or holds a code that is no role.
+    """
+    roles = map_array(path, "u1", length)
+    if (wrong := (roles & ~np.uint8(SPECIAL)) >= len(ROLES_OF_TOKENS)).any():
+        raise DamagedFileError(
+            f"{path}: byte {int(wrong.argmax()):,} is {int(roles[wrong][0])}, which is no role"
+        )
+    return roles

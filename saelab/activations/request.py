@@ -1,13 +1,16 @@
 """What a store was asked for: written first, compared before anything is continued or returned.
 
-The configuration and the inputs decide what a store holds; the environment (versions, threads,
-device) decides its last bits, so an unfinished store is only continued in the same one.
+The configuration and the inputs decide what a store holds; the environment (versions, threads, kind
+of device) decides its last bits, so an unfinished store is only continued in the same one.
+
+A store can be asked for more tokens than it was begun with: then it is extended. Nothing else may
+differ, and the text that it was made from must still be there as it was.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,28 +23,88 @@ from saelab.errors import DamagedFileError, SaelabError, UsageError
 from saelab.fields import differences, read_fields
 from saelab.lm.hooks import Hookpoint
 from saelab.lm.load import LanguageModel
+from saelab.lm.spec import ModelSpec
 from saelab.storage.files import read_json
-from saelab.text.documents import Document
-from saelab.text.load import text_hash
+from saelab.storage.manifest import digest_of_file
+from saelab.text.documents import Document, TextHash
+from saelab.text.load import iter_documents
+from saelab.text.spec import TextSpec
 
-_CONTENT = ("config", "inputs")
+Request = dict[str, Any]
+"""A request as JSON values: ``config``, ``inputs`` (model, text) and ``environment``."""
 
 
-def describe_request(
-    config: CacheConfig, lm: LanguageModel, hookpoints: Sequence[Hookpoint], documents: Iterable[Document]
-) -> dict[str, Any]:
-    """Return the request as JSON; hookpoints by canonical names, so that both spellings are the same."""
-    config = replace(config, at=tuple(hookpoint.module_path for hookpoint in hookpoints))
+class ReadText:
+    """The documents of a text on their way to the packer, counted and hashed as they pass.
+
+    Args:
+        documents: Where they come from; read once.
+        mark: After how many documents the hash is taken down, as an earlier request had it.
+    """
+
+    def __init__(self, documents: Iterable[Document], mark: int = 0) -> None:
+        self._documents, self._mark, self._hash = iter(documents), mark, TextHash()
+        self._n_read = 0
+        self._hash_at: dict[int, str] = {}
+        self.n_documents = 0
+        """Documents that were needed; known after `end`."""
+
+    def __iter__(self) -> Iterator[Document]:
+        for document in self._documents:
+            self._hash.add(document)
+            self._n_read += 1
+            if self._n_read == self._mark:
+                self._hash_at[self._mark] = self._hash.hexdigest()
+            yield document
+
+    def end(self) -> None:
+        """What was read so far is what was needed; read on to the mark, which may lie behind it."""
+        self.n_documents = self._n_read
+        self._hash_at[self.n_documents] = self._hash.hexdigest()
+        while self._n_read < self._mark and next(iter(self), None) is not None:
+            pass
+
+    def hash_after(self, n_documents: int) -> str | None:
+        """Return the hash of the first documents; None where that was not taken down, or the text has fewer."""
+        return self._hash_at.get(n_documents)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return how many documents were needed, and their hash."""
+        return {"documents": self.n_documents, "hash": self._hash_at[self.n_documents]}
+
+
+def describe_request(config: CacheConfig, lm: LanguageModel, hookpoints: Sequence[Hookpoint]) -> Request:
+    """Return a request without its text, which is not read yet; see `with_text`.
+
+    Hookpoints stand there by canonical names, so that both spellings are the same, and no number of
+    a device, so that writers on several devices of a kind share one store.
+    """
+    config = replace(
+        config,
+        at=tuple(hookpoint.module_path for hookpoint in hookpoints),
+        model=on_any_device(config.model),
+    )
+    template = config.text.chat_template
+    device = torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else lm.device.type
     request = {
         "config": asdict(config),
-        "inputs": {"model": lm.identity.to_json(), "text_hash": text_hash(documents)},
-        "environment": {
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "device": str(lm.device),
+        "inputs": {
+            "model": lm.identity.to_json(),
+            "chat_template": None if template is None else digest_of_file(Path(template)),
         },
+        "environment": {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device},
     }
     return json.loads(json.dumps(request))
+
+
+def with_text(request: Request, text: ReadText) -> Request:
+    """Return a request with the text that was read for it: the documents up to the last one that was needed."""
+    return request | {"inputs": request["inputs"] | {"text": text.to_json()}}
+
+
+def on_any_device(spec: ModelSpec) -> ModelSpec:
+    """Return how a model is loaded without the number of its device, which differs between writers of one store."""
+    return replace(spec, device=spec.device.partition(":")[0])
 
 
 def saved_config(folder: Path) -> CacheConfig:
@@ -50,36 +113,102 @@ def saved_config(folder: Path) -> CacheConfig:
     Raises:
         DamagedFileError: The folder has none that this version understands.
     """
-    raw = read_json(folder / CONFIG)
-    if not isinstance(raw, dict):
-        raise DamagedFileError(f"{folder / CONFIG} does not describe a cache")
-    return read_fields(CacheConfig, raw.get("config"), str(folder / CONFIG), DamagedFileError)
+    return read_fields(CacheConfig, _read(folder).get("config"), str(folder / CONFIG), DamagedFileError)
 
 
-def require_same_request(out: Path, request: dict[str, Any], *, environment: bool) -> None:
-    """Compare a store's request with a new one.
+def documents_read(folder: Path) -> int:
+    """Return how many documents of its text a store was made from; 0 where nothing was begun."""
+    if not (folder / CONFIG).exists():
+        return 0
+    count = _text_of(_read(folder)).get("documents")
+    return count if isinstance(count, int) else 0
 
-    Args:
-        out: A folder with a `config.json`.
-        request: The new request.
-        environment: Also compare the environment.
+
+def compare_requests(folder: Path, request: Request) -> bool:
+    """Compare a store's request with a new one, but for the text.
+
+    Returns:
+        Whether the new one asks for more tokens.
 
     Raises:
-        UsageError: Another configuration or other inputs; the differing keys are shown.
-        SaelabError: Another environment.
+        UsageError: Another configuration, other inputs, or fewer tokens; the message shows what differs.
     """
-    found = read_json(out / CONFIG)
-    if not isinstance(found, dict):
-        raise DamagedFileError(f"{out / CONFIG} does not describe a cache")
-    differing = [line for part in _CONTENT for line in differences(found.get(part), request[part])]
+    found = _read(folder)
+    differing = differences(_content(found), _content(request))
     if differing:
         raise UsageError(
-            f"caching: {out} was made with another configuration ({'; '.join(differing)}); "
+            f"cache: {folder} was made with another configuration ({'; '.join(differing)}); "
             "choose another folder, or repeat the earlier command"
         )
-    if environment and (changed := differences(found.get("environment"), request["environment"])):
+    there, wanted = _tokens(found, folder), request["config"]["tokens"]
+    if wanted < there:
+        raise UsageError(
+            f"cache: {folder} was made with {there:,} tokens and cannot shrink to {wanted:,}; choose another "
+            f"folder, or ask for {there:,} or more"
+        )
+    return wanted > there
+
+
+def require_same_text(folder: Path, text: ReadText) -> None:
+    """Compare the text that a store was made from with the one that was just read for it.
+
+    Raises:
+        UsageError: Its first documents are others.
+    """
+    there, count = _text_of(_read(folder)), documents_read(folder)
+    if (found := text.hash_after(count)) != there.get("hash"):
+        raise UsageError(
+            f"cache: {folder} was made from another text: its first {count:,} documents (hash {there.get('hash')}) "
+            f"are not those of this one ({found}); choose another folder"
+        )
+
+
+def read_again(spec: TextSpec, folder: Path) -> ReadText:
+    """Read those documents of a text from which a store was made, without packing them."""
+    text = ReadText(iter_documents(spec), mark=documents_read(folder))
+    text.end()
+    return text
+
+
+def require_same_environment(folder: Path, request: Request) -> None:
+    """Refuse to go on with a store in another environment.
+
+    Raises:
+        SaelabError: Naming what is different.
+    """
+    if changed := differences(_read(folder).get("environment"), request["environment"]):
         raise SaelabError(
-            f"caching: {out} was begun in another environment ({'; '.join(changed)}), "
+            f"cache: {folder} was begun in another environment ({'; '.join(changed)}), "
             "where the last bits differ; go on in the same one (threads: OMP_NUM_THREADS), "
             "or delete the folder and start again"
         )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    found = read_json(folder / CONFIG)
+    if not isinstance(found, dict):
+        raise DamagedFileError(f"{folder / CONFIG} does not describe a cache")
+    return found
+
+
+def _content(request: Request) -> dict[str, Any]:
+    """What must be equal: everything but the number of tokens, and with it how much of the text was read."""
+
+    def without(part: str, key: str) -> Any:
+        found = request.get(part)
+        return {k: v for k, v in found.items() if k != key} if isinstance(found, dict) else found
+
+    return {"config": without("config", "tokens"), "inputs": without("inputs", "text")}
+
+
+def _tokens(found: dict[str, Any], folder: Path) -> int:
+    tokens = found["config"].get("tokens")
+    if not isinstance(tokens, int):
+        raise DamagedFileError(f"{folder / CONFIG}: tokens is {tokens!r}, not a number")
+    return tokens
+
+
+def _text_of(found: dict[str, Any]) -> dict[str, Any]:
+    inputs = found.get("inputs")
+    text = inputs.get("text") if isinstance(inputs, dict) else None
+    return text if isinstance(text, dict) else {}

@@ -85,7 +85,7 @@ class ShardReader:
             return file
 
     def _how_to_rebuild(self, name: str) -> str:
-        if self._facts.model is None:
+        if self._facts.n_token_rows == 0:
             return "make the store again from its tensors"
         return f"delete {name} and run the same cache command: it rebuilds only that shard"
 

@@ -7,7 +7,7 @@ it is first read. `saelab verify` also compares checksums.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from saelab.activations import layout
 from saelab.activations.facts import StoredHook, StoreFacts
+from saelab.activations.history import earlier_identities
 from saelab.activations.row_map import RowMap
+from saelab.activations.rows import Rows
 from saelab.activations.shards import ShardReader
 from saelab.activations.spec import StoredDtype
 from saelab.activations.statistics import HookStatistics
@@ -29,22 +31,12 @@ from saelab.storage.manifest import Manifest, check_file, digest_of, read_manife
 from saelab.storage.tensors import read_tensors
 from saelab.text.documents import HELDOUT_SHARE, Split
 from saelab.text.packing import TokenSequences
-from saelab_kernels.shapes import Float, Int, Tensor
+from saelab_kernels.shapes import Float, Tensor
 
 if TYPE_CHECKING:
     import pyarrow
 
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Consecutive activation rows of one hookpoint and split."""
-
-    x: Float[Tensor, "rows d_in"]
-    """Activations."""
-    token_index: Int[Tensor, " rows"]
-    """Position of each row's token in the token stream, int64."""
-    gradients: Float[Tensor, "rows d_in"] | None
-    """Gradients of the summed loss, where the store has them and they were asked for."""
+    from saelab.activations.own import OwnBatch
 
 
 class Store:
@@ -94,6 +86,59 @@ class Store:
 
         return store_tensors(Path(path), x, hook_name, heldout_share, dtype)
 
+    @staticmethod
+    def from_file(
+        path: Path | str,
+        file: Path | str,
+        *,
+        at: Sequence[str] = (),
+        heldout_share: float = HELDOUT_SHARE,
+        dtype: StoredDtype = "bfloat16",
+    ) -> Store:
+        """Make a store of a file of activations, shard by shard: it may be larger than memory.
+
+        Args:
+            path: A new folder.
+            file: A ``.npy`` file with one floating array [rows, d_in], or a ``.safetensors`` file: each
+                floating tensor [rows, d_in] is a hookpoint, and whole numbers [rows] named ``document``
+                tell which rows belong together and go to the same split.
+            at: Names of the tensors to take (all, where none is given); for ``.npy`` what to call the array.
+            heldout_share: Share of the documents, or of blocks of rows, that is held out.
+            dtype: Number format on disk.
+
+        Raises:
+            DamagedFileError: The file is not what its name says.
+            SaelabError: The folder is not empty, a value is not finite or does not fit the dtype.
+        """
+        from saelab.activations.own_files import store_file
+
+        return store_file(Path(path), Path(file), at, heldout_share, dtype)
+
+    @staticmethod
+    def from_batches(
+        path: Path | str,
+        batches: Iterable[OwnBatch],
+        *,
+        heldout_share: float = HELDOUT_SHARE,
+        dtype: StoredDtype = "bfloat16",
+        model: ModelIdentity | None = None,
+    ) -> Store:
+        """Make a store of activations that come batch by batch, for example from a model that reads images.
+
+        Args:
+            path: A new folder.
+            batches: Each with the activations by name, and the example that each row belongs to.
+            heldout_share: Share of the examples that is held out; all rows of one are in the same split.
+            dtype: Number format on disk.
+            model: What made them, if that is known.
+
+        Raises:
+            SaelabError: The folder is not empty, a value is not finite or does not fit the dtype.
+        """
+        from saelab.activations.own import store_batches
+
+        return store_batches(Path(path), batches, heldout_share, dtype, model=model)
+
     @cached_property
     def identity(self) -> str:
         """Digest of what the store holds: its facts and the checksums of its data files.
@@ -102,6 +147,11 @@ class Store:
         """
         files = {name: facts for name, facts in self.manifest.files.items() if name != layout.CONFIG}
         return digest_of(json.dumps([self.manifest.content, files], sort_keys=True).encode())
+
+    @property
+    def extended_from(self) -> tuple[str, ...]:
+        """Identities that the store had before it was extended by more tokens, oldest first."""
+        return earlier_identities(self.path)
 
     @property
     def hooks(self) -> tuple[StoredHook, ...]:
@@ -197,8 +247,21 @@ class Store:
         return layout.read_bits(self._sized(layout.KEEP), self._facts.n_tokens)
 
     @cached_property
+    def roles(self) -> NDArray[np.uint8] | None:
+        """Role of every token of conversations, a code of `saelab.text.chat.ROLES`, + 128 where special, else None."""
+        if layout.ROLES not in self.manifest.files:
+            return None
+        return layout.read_roles(self._sized(layout.ROLES), self._facts.n_tokens)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that conversations were rendered with."""
+        template = self._facts.provenance.get("chat_template")
+        return template if isinstance(template, str) else None
+
+    @cached_property
     def documents(self) -> pyarrow.Table:
-        """The documents: id, start, length, source, split."""
+        """The documents: id, start, length, source, split, and whatever columns were kept."""
         return layout.read_documents(self._sized(layout.DOCUMENTS))
 
     @cached_property
@@ -219,6 +282,8 @@ class Store:
             keep=self.keep,
             documents=table,
             bos_token_id=self._facts.bos_token_id,
+            roles=self.roles,
+            chat_template=self.chat_template,
         )
 
     @cached_property
@@ -245,7 +310,7 @@ class Store:
     @property
     def has_tokens(self) -> bool:
         """Whether the store was made by a model from text, and not from somebody's own activations."""
-        return self._facts.model is not None
+        return self._facts.n_token_rows > 0
 
     @property
     def tokenizer_hash(self) -> str | None:

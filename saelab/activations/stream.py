@@ -40,6 +40,8 @@ class Batch:
     """Position of each row's token in the token stream, int64."""
     gradients: Float[Tensor, "B d_in"] | None
     """Gradients of the summed loss, float32, where they were asked for."""
+    document: Int[Tensor, " B"] | None = None
+    """Number of each row's document in the text, of a live stream; a store finds it by the token."""
 
 
 @dataclass(frozen=True)

@@ -1,183 +1,209 @@
-"""Write the parts of an activation store, each as a whole file, in an order that can be resumed anywhere."""
+"""Write an activation store, perhaps together with other processes, in an order that can be resumed anywhere."""
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from saelab.activations import layout
 from saelab.activations.facts import StoredHook, StoreFacts
 from saelab.activations.finish import finish_store
 from saelab.activations.harvest import Harvester
-from saelab.activations.plan import bytes_of_rows, bytes_of_tokens
-from saelab.activations.shards import check_shard
+from saelab.activations.history import remember_identity
+from saelab.activations.plan import require_disk
+from saelab.activations.request import ReadText, Request, on_any_device
+from saelab.activations.shard_writer import ShardWriter
 from saelab.activations.spec import CacheConfig
 from saelab.activations.store import Store
-from saelab.errors import DamagedFileError, Interrupted
+from saelab.activations.unfinished import UNFINISHED, Unfinished
+from saelab.errors import Interrupted
 from saelab.interrupts import StopRequest
-from saelab.lm.hooks import Hookpoint, slug
+from saelab.lm.hooks import slug
 from saelab.progress import Progress
-from saelab.storage.files import require_free_space, write_json
+from saelab.storage.files import remove_leftovers, write_json
 from saelab.storage.manifest import MANIFEST_NAME
-from saelab.storage.tensors import TensorFile, read_tensors, write_tensors
 from saelab.text.packing import TokenSequences
 
 GRADIENT_DEFINITION = (
     "gradient of the summed next-token losses (nats) of the predictions that count, "
     "with respect to the activation"
 )
+LEFTOVERS = ("*", "hooks/*/*", "statistics/*", f"{UNFINISHED}/*")
+"""Where files may lie that an interrupted writer left."""
+POLL_SECONDS = 0.2
+"""How long to wait before looking again at what other writers have done."""
 
 
-@dataclass(frozen=True)
 class StoreWriter:
-    """Writes one store; every method leaves whole files behind."""
+    """Writes one store; every method leaves whole files behind.
 
-    config: CacheConfig
-    out: Path
-    harvester: Harvester
+    Args:
+        config: What to cache.
+        out: The store's folder.
+        text: The documents that were read for it.
+        harvester: Runs the model on the text's batches.
+        stop: When asked to stop, shards are ended as `ShardWriter.write` says.
+        quiet: Show no progress.
+    """
 
-    @property
-    def hookpoints(self) -> tuple[Hookpoint, ...]:
-        return self.harvester.hookpoints
+    def __init__(
+        self,
+        config: CacheConfig,
+        out: Path,
+        text: ReadText,
+        harvester: Harvester,
+        stop: StopRequest,
+        quiet: bool,
+    ) -> None:
+        self.config, self.out, self.text, self.harvester = config, out, text, harvester
+        self.stop, self.quiet = stop, quiet
+        self.unfinished = Unfinished(out)
+        self.shards = ShardWriter(config, out, harvester, self.unfinished)
 
     @property
     def sequences(self) -> TokenSequences:
         return self.harvester.sequences
 
-    @property
-    def n_shards(self) -> int:
-        return -(-self.harvester.n_batches // self.config.batches_per_shard)
+    def begin(self, request: Request, grows: bool) -> None:
+        """Check that the disk has room and write down what is asked for; nobody else may be writing.
 
-    def begin(self, request: dict[str, Any]) -> list[int]:
-        """Check that the disk has room, write down what is asked for, and return the shards to write.
+        A finished store becomes an unfinished one. Whatever of it holds for the request is kept.
 
         Raises:
             SaelabError: There is too little space.
         """
-        missing = [shard for shard in range(self.n_shards) if not self._is_written(shard)]
-        n_rows = sum(self._n_kept(shard) for shard in missing)
-        needed = bytes_of_rows(self.config, self.hookpoints, n_rows)
-        needed += bytes_of_tokens(self.config, len(self.sequences.tokens))
-        require_free_space(self.out, needed, "caching")
-        # Only now: a store that is being rebuilt is not complete until it has a manifest again.
-        (self.out / MANIFEST_NAME).unlink(missing_ok=True)
+        remove_leftovers(self.out, *LEFTOVERS)
+        rows, total = sum(map(self.shards.n_kept, self._missing())), int(self.sequences.keep.sum())
+        require_disk(
+            self.config,
+            self.harvester.hookpoints,
+            self.out,
+            rows=rows,
+            rows_there=total - rows,
+            tokens=len(self.sequences.tokens),
+        )
+        if grows and (self.out / MANIFEST_NAME).exists():
+            remember_identity(self.out, Store.open(self.out).identity)
+        self.unfinished.reopen()
         write_json(self.out / layout.CONFIG, request)
-        return missing
 
-    def write_shards(self, missing: list[int], stop: StopRequest, quiet: bool) -> None:
-        """Write the shards that are not there yet.
+    def write_shards(self) -> None:
+        """Write the shards that are not there and that no other process is writing, until all are there.
+
+        A shard whose writer died is written by whoever finds it next.
 
         Raises:
             Interrupted: A stop was asked for.
         """
+        left = self._missing()
         total = int(self.sequences.keep.sum())
-        done = total - sum(self._n_kept(shard) for shard in missing)
-        with Progress("caching", total, "tokens", done=done, quiet=quiet) as bar:
-            for shard in missing:
-                if stop.requested:
-                    raise Interrupted(
-                        f"caching: stopped after {done:,} of {total:,} rows; run the same command to go on"
-                    )
-                self._write_shard(shard, bar)
-                done += self._n_kept(shard)
+        done = total - sum(map(self.shards.n_kept, left))
+        with Progress("caching", total, "tokens", done=done, quiet=self.quiet) as bar:
+            while left:
+                if not self._write_one(left, bar) and left:
+                    bar.note("waiting for another writer")
+                    self.wait()
 
-    def finish(self, text_hash: str) -> Store:
-        """Write everything but the shards, the manifest last."""
-        out, sequences = self.out, self.sequences
-        layout.write_array(out / layout.TOKENS, sequences.tokens)
-        layout.write_array(out / layout.ROWS, sequences.row_starts)
-        names = [layout.CONFIG, layout.TOKENS, layout.ROWS]
-        if self.config.stores_loss:
-            self._join_losses()
-            names.append(layout.LOSS)
-        token_index = [self._token_index(shard) for shard in range(self.n_shards)]
-        keep = np.zeros(len(sequences.tokens), dtype=np.bool_)
-        keep[np.concatenate(token_index)] = True
-        facts = self._facts([len(index) for index in token_index], text_hash)
-        return finish_store(out, facts, keep, sequences.documents, names)
+    def wait(self) -> None:
+        """Wait a little for other writers.
 
-    def _batches_of(self, shard: int) -> range:
-        first = shard * self.config.batches_per_shard
-        return range(first, min(first + self.config.batches_per_shard, self.harvester.n_batches))
+        Raises:
+            Interrupted: A stop was asked for.
+        """
+        self._end_if_asked("while waiting for other writers")
+        time.sleep(POLL_SECONDS)
 
-    def _tokens_of(self, shard: int) -> slice:
-        batches = self._batches_of(shard)
-        return slice(self.harvester.tokens_of(batches[0]).start, self.harvester.tokens_of(batches[-1]).stop)
+    def finish(self) -> Store | None:
+        """Write everything but the shards, the manifest last; nobody else may be writing.
 
-    def _kept_of(self, shard: int) -> NDArray[np.int64]:
-        """Positions of the shard's tokens that are kept, as far as packing decides."""
-        stretch = self._tokens_of(shard)
-        return np.flatnonzero(self.sequences.keep[stretch]) + stretch.start
+        All shards are read and compared with the checksums of when they were written. A damaged one
+        is removed.
 
-    def _n_kept(self, shard: int) -> int:
-        return int(self.sequences.keep[self._tokens_of(shard)].sum())
+        Returns:
+            The store; None where shards are to be written first.
 
-    def _shard_path(self, hookpoint: Hookpoint, shard: int) -> Path:
-        return self.out / layout.shard_name(slug(hookpoint), shard)
+        Raises:
+            Interrupted: A stop was asked for.
+        """
+        if self._missing():
+            return None
+        remove_leftovers(self.out, *LEFTOVERS)
+        shards, sequences = range(len(self.shards)), self.sequences
+        n_reads = len(shards) * (1 + len(self.harvester.hookpoints))
+        with Progress("finishing", n_reads, "parts", quiet=self.quiet) as bar:
 
-    def _is_written(self, shard: int) -> bool:
-        try:
-            first, *others = [self._tokens_written(hookpoint, shard) for hookpoint in self.hookpoints]
-            return all(np.array_equal(first, other) for other in others) and self._losses_are_written(shard)
-        except DamagedFileError:
-            return False
+            def after_part() -> None:
+                self._end_if_asked("while finishing")
+                bar.advance(1)
 
-    def _tokens_written(self, hookpoint: Hookpoint, shard: int) -> NDArray[np.int64]:
-        """Return the token positions in a shard that is there; anything unexpected is damage."""
-        with TensorFile(self._shard_path(hookpoint, shard)) as file:
-            found, expected = file.read("token_index").numpy(), self._kept_of(shard)
-            if self.config.mask_norm_ratio is not None:
-                expected = expected[np.isin(expected, found)]
-            if not np.array_equal(found, expected):
-                raise DamagedFileError(f"{file.path} holds other tokens than this text gives")
-            check_shard(file, hookpoint.d_in, self.config.dtype, self.config.gradients, len(found))
-            return found
+            if self._remove_damaged(bar, after_part):
+                return None
+            layout.write_array(self.out / layout.TOKENS, sequences.tokens)
+            layout.write_array(self.out / layout.ROWS, sequences.row_starts)
+            names = [layout.CONFIG, layout.TOKENS, layout.ROWS]
+            if sequences.roles is not None:
+                layout.write_array(self.out / layout.ROLES, sequences.roles)
+                names.append(layout.ROLES)
+            if self.config.stores_loss:
+                parts = [self.unfinished.losses(shard, self.shards.tokens_of(shard)) for shard in shards]
+                layout.write_array(self.out / layout.LOSS, np.concatenate(parts))
+                names.append(layout.LOSS)
+            token_index = [self.shards.token_index(shard) for shard in shards]
+            keep = np.zeros(len(sequences.tokens), dtype=np.bool_)
+            keep[np.concatenate(token_index)] = True
+            facts = self._facts([len(index) for index in token_index])
+            known = {
+                name: self.unfinished.described(shard)[name]
+                for shard in shards
+                for name in self.shards.shard_names(shard)
+            }
+            store = finish_store(self.out, facts, keep, sequences.documents, names, known, after_part)
+        self.unfinished.remove()
+        return store
 
-    def _losses_are_written(self, shard: int) -> bool:
-        if not self.config.stores_loss:
-            return True
-        if self._losses_are_joined():
-            return True
-        stretch = self._tokens_of(shard)
-        with TensorFile(self.out / layout.loss_part_name(shard)) as file:
-            return file.shape("losses") == (stretch.stop - stretch.start,)
+    def _missing(self) -> list[int]:
+        return [shard for shard in range(len(self.shards)) if not self.shards.is_written(shard)]
 
-    def _write_shard(self, shard: int, bar: Progress) -> None:
-        buffers = _ShardBuffers(self, self._n_kept(shard))
-        losses = []
-        for batch in self._batches_of(shard):
-            harvest = self.harvester.harvest(batch)
-            buffers.add(harvest.token_index, harvest.activations, harvest.gradients)
-            if harvest.losses is not None:
-                losses.append(harvest.losses)
-            bar.advance(len(harvest.token_index))
-        if losses:
-            write_tensors(self.out / layout.loss_part_name(shard), {"losses": torch.cat(losses)})
-        for hookpoint in self.hookpoints:
-            write_tensors(self._shard_path(hookpoint, shard), buffers.tensors(hookpoint))
+    def _write_one(self, left: list[int], bar: Progress) -> bool:
+        """Write the first shard that is free, and take those that are there off the list; False where none was free."""
+        for shard in list(left):
+            with self.unfinished.claim(shard) as is_mine:
+                if not is_mine:
+                    continue
+                is_there = self.shards.is_written(shard)
+                if is_there:  # by another writer, since we looked
+                    bar.advance(self.shards.n_kept(shard))
+                elif self.stop.requested or not self.shards.write(shard, bar, self.stop):
+                    total = int(self.sequences.keep.sum())
+                    done = total - sum(map(self.shards.n_kept, left))
+                    self._end_if_asked(f"after {done:,} of {total:,} rows")
+                left.remove(shard)
+                if not is_there:
+                    return True
+        return False
 
-    def _join_losses(self) -> None:
-        if not self._losses_are_joined():
-            paths = [self.out / layout.loss_part_name(shard) for shard in range(self.n_shards)]
-            losses = torch.cat([read_tensors(path)["losses"] for path in paths])
-            layout.write_array(self.out / layout.LOSS, losses.numpy())
-        shutil.rmtree(self.out / layout.LOSS_PARTS, ignore_errors=True)
+    def _end_if_asked(self, when: str) -> None:
+        if self.stop.requested:
+            raise Interrupted(f"cache: stopped {when}; run the same command to go on")
 
-    def _losses_are_joined(self) -> bool:
-        whole = self.out / layout.LOSS
-        return whole.is_file() and whole.stat().st_size == len(self.sequences.tokens) * 4
+    def _remove_damaged(self, bar: Progress, after_part: Callable[[], None]) -> bool:
+        found_some = False
+        for shard in range(len(self.shards)):
+            if damaged := self.shards.damaged(shard):
+                bar.say(
+                    f"cache: {self.out / damaged[0]} was damaged since it was written; it is made again"
+                )
+                self.shards.drop(shard)
+                found_some = True
+            after_part()
+        return found_some
 
-    def _token_index(self, shard: int) -> NDArray[np.int64]:
-        with TensorFile(self._shard_path(self.hookpoints[0], shard)) as file:
-            return file.read("token_index").numpy()
-
-    def _facts(self, shards: list[int], text_hash: str) -> StoreFacts:
+    def _facts(self, shards: list[int]) -> StoreFacts:
         config, lm, n_rows = self.config, self.harvester.lm, sum(shards)
         hooks = tuple(
             StoredHook(
@@ -189,7 +215,7 @@ class StoreWriter:
                 n_rows=n_rows,
                 has_gradients=config.gradients,
             )
-            for hookpoint in self.hookpoints
+            for hookpoint in self.harvester.hookpoints
         )
         masked = int(self.sequences.keep.sum()) - n_rows
         return StoreFacts(
@@ -201,19 +227,19 @@ class StoreWriter:
             has_loss=config.stores_loss,
             statistics={},
             model=lm.identity,
-            model_spec=config.model,
-            provenance=self._provenance(text_hash, masked),
+            model_spec=on_any_device(config.model),
+            provenance=self._provenance(masked),
             notes=self._notes(n_rows, masked),
         )
 
-    def _provenance(self, text_hash: str, masked_by_norm: int) -> dict[str, Any]:
+    def _provenance(self, masked_by_norm: int) -> dict[str, Any]:
         config = self.config
         return {
             "made_from": "text",
-            "text": asdict(config.text) | {"hash": text_hash},
+            "text": asdict(config.text) | self.text.to_json(),
             "packing": config.packing,
             "context": config.context,
-            "chat_template": None,
+            "chat_template": self.sequences.chat_template,
             "mask_bos": config.mask_bos,
             "mask_first_positions": config.mask_first_positions,
             "mask_norm_ratio": config.mask_norm_ratio,
@@ -223,44 +249,9 @@ class StoreWriter:
         }
 
     def _notes(self, n_rows: int, masked: int) -> tuple[str, ...]:
-        notes = []
+        notes = [*self.sequences.notes]
         if n_rows + masked < self.config.tokens:
             notes.append(f"the text ended after {n_rows + masked:,} of {self.config.tokens:,} rows")
         if masked:
             notes.append(f"{masked:,} tokens were left out because of their norm")
         return tuple(notes)
-
-
-class _ShardBuffers:
-    """Preallocated rows of one shard, for every hookpoint."""
-
-    def __init__(self, writer: StoreWriter, capacity: int) -> None:
-        dtype = getattr(torch, writer.config.dtype)
-
-        def empty() -> dict[Hookpoint, torch.Tensor]:
-            return {hp: torch.empty(capacity, hp.d_in, dtype=dtype) for hp in writer.hookpoints}
-
-        self._activations = empty()
-        self._gradients = empty() if writer.config.gradients else {}
-        self._token_index = torch.empty(capacity, dtype=torch.int64)
-        self._filled = 0
-
-    def add(
-        self,
-        token_index: torch.Tensor,
-        activations: dict[Hookpoint, torch.Tensor],
-        gradients: dict[Hookpoint, torch.Tensor],
-    ) -> None:
-        place = slice(self._filled, self._filled + len(token_index))
-        self._token_index[place] = token_index
-        for buffers, found in ((self._activations, activations), (self._gradients, gradients)):
-            for hookpoint, buffer in buffers.items():
-                buffer[place] = found[hookpoint]
-        self._filled = place.stop
-
-    def tensors(self, hookpoint: Hookpoint) -> dict[str, torch.Tensor]:
-        rows = slice(0, self._filled)
-        tensors = {"activations": self._activations[hookpoint][rows], "token_index": self._token_index[rows]}
-        if self._gradients:
-            tensors["gradients"] = self._gradients[hookpoint][rows]
-        return tensors

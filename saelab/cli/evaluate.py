@@ -4,52 +4,93 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from saelab.cli.model_options import ModelOptions
 from saelab.cli.options import Common, Count, Result
+from saelab.cli.text_options import TextOptions
 from saelab.errors import UsageError
+from saelab.lm.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from saelab.evaluation.sources import TokenSource
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Common):
-    """Sparsity, reconstruction, density and loss recovered on held-out documents."""
+class Options(TextOptions, ModelOptions, Common):
+    """Sparsity, reconstruction, density and loss recovered on held-out documents.
+
+    Runs at one hookpoint share one clean pass of the model. A group stands for its finished members.
+    """
 
     runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
-    """Run folders; the held-out documents of each run's own store are evaluated."""
+    """Run folders and groups; each run's own held-out documents are evaluated."""
     store: Path | None = None
     """Evaluate on the held-out documents of this store instead."""
     text: str | None = None
-    """Evaluate on this text instead: held-out documents of stdlib, all of a file."""
+    """Evaluate on this text instead: held-out documents of stdlib, all of another one but what a run was trained on."""
+    model: str | None = None
+    """Evaluate on this model instead, with --allow-model-mismatch: embedded, a folder, or a hub name."""
+    allow_model_mismatch: bool = False
+    """Evaluate SAEs on another model than their own, where tokenizer and width fit."""
     tokens: Count = 65_536
     """Tokens to evaluate at most."""
     name: str = "heldout"
-    """Name of the record in the run's folder evaluations."""
+    """Name of the records, in each run's folder evaluations."""
+    out: Path | None = None
+    """Keep the records in this folder instead, by the identity of the SAE: for runs that are read-only."""
 
 
 def run(options: Options) -> Result:
     """Run the command."""
-    from saelab.activations.store import Store
-    from saelab.evaluation.runs import evaluate_run, open_run
+    from saelab.evaluation.run_list import expand_runs
+    from saelab.evaluation.runs import HowToEvaluate, evaluate_runs
     from saelab.evaluation.spec import EvaluationConfig
 
-    if not options.runs:
-        raise UsageError("give at least one run folder")
-    runs = [open_run(path) for path in options.runs]
-    store = None if options.store is None else Store.open(options.store)
-    records = []
-    for one in runs:
-        evaluation = evaluate_run(
-            one,
-            store=store,
-            text=options.text,
-            config=EvaluationConfig(tokens=options.tokens),
-            name=options.name,
-        )
-        records.append({"run": str(one.path)} | evaluation.to_json())
+    found = expand_runs(options.runs)
+    how = HowToEvaluate(
+        config=EvaluationConfig(tokens=options.tokens),
+        name=options.name,
+        out=options.out,
+        allow_model_mismatch=options.allow_model_mismatch,
+        device=options.device,
+    )
+    evaluations = evaluate_runs(found.runs, token_source(options), how)
+    records = [
+        {"run": str(one.path)} | evaluation.to_json()
+        for one, evaluation in zip(found.runs, evaluations, strict=True)
+    ]
     text = "\n\n".join(describe_evaluation(record) for record in records)
-    return Result(records[0] if len(records) == 1 else {"runs": records}, text)
+    text += "".join(f"\nwarning: {reason}" for reason in found.left_out)
+    if len(records) == 1 and list(options.runs) == [found.runs[0].path]:
+        return Result(records[0], text)
+    return Result({"runs": records, "left_out": list(found.left_out)}, text)
+
+
+def token_source(options: Options) -> TokenSource:
+    """Return where the tokens come from.
+
+    Raises:
+        UsageError: Options of a text or a model stand there without one, or with a store.
+    """
+    from saelab.activations.store import Store
+    from saelab.evaluation.sources import TokenSource, default_share
+
+    spec = options.model_spec(options.model or "")
+    if options.model is None and spec != ModelSpec(name="", device=options.device):
+        raise UsageError("--revision, --model-dtype, --device-map and --adapter go with --model")
+    text = None
+    if options.text is not None:
+        text = options.text_spec(options.text, heldout_share=default_share(options.text))
+    elif options.text_spec("stdlib") != TextOptions().text_spec("stdlib"):
+        raise UsageError("--subset, --split, --column and the other options of a text go with --text")
+    return TokenSource(
+        store=None if options.store is None else Store.open(options.store),
+        text=text,
+        model=None if options.model is None else spec,
+    )
 
 
 _ROWS = (

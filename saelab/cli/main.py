@@ -62,6 +62,9 @@ def run(arguments: list[str]) -> int:
         return _fail(command, str(error), EXIT_USAGE, rest)
     except SaelabError as error:
         return _fail(command, str(error), EXIT_FAILED, rest)
+    except OSError as error:  # of a file or folder that no message was made for
+        where = f" {error.filename}" if error.filename else ""
+        return _fail(command, f"cannot use{where}: {error.strerror or error}", EXIT_FAILED, rest)
     except Exception as error:
         text = f"unexpected {type(error).__name__}: {error}; run it with --debug for the trace"
         return _fail(command, text, EXIT_FAILED, rest)

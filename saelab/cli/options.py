@@ -37,6 +37,18 @@ Count = Annotated[
 ]
 """A whole number that may be written ``200k`` or ``100M``."""
 
+OptionalCount = Annotated[
+    int | None,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N",
+        instance_from_str=_read_count,
+        is_instance=lambda value: value is None or isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""The same, or None where it is not given."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Common:

@@ -1,127 +1,299 @@
-"""`saelab train STORE`: train an SAE, or finish an interrupted run."""
+"""`saelab train STORE` or `saelab train MODEL TEXT`: train SAEs, or finish, extend or add to what is there."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from saelab.cli.options import Common, Count, Result
+from saelab.activations.spec import LiveConfig, StoredDtype
+from saelab.cli.model_options import ModelOptions
+from saelab.cli.options import Common, Count, OptionalCount, Result
+from saelab.cli.text_options import TextOptions
 from saelab.errors import SaelabError, UsageError
-from saelab.quantities import format_bytes
+from saelab.quantities import format_bytes, parse_duration
 from saelab.training.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from saelab.activations.live import LiveSource
+    from saelab.activations.source import ActivationSource
+    from saelab.training.config import TrainConfig
+    from saelab.training.grid import Grid
+
+DEFAULT_POOL_ROWS = LiveConfig.pool_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Common):
-    """Train an SAE on an activation store; the same command finishes an interrupted run."""
+class Options(ModelOptions, TextOptions, Common):
+    """Train SAEs on a store, or live on a model and a text. The same command finishes what was interrupted.
 
-    store: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="STORE")]]
-    """Folder of the activation store."""
+    Several values of --arch, --k, --width, --lr, --seed or --at make a group: every combination is
+    trained on one pass. A larger --tokens extends what is there, new values add SAEs to a group.
+    """
+
+    source: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="STORE | MODEL TEXT")]]
+    """Folder of an activation store; or a model and a text, which are read live, with nothing on disk but the run."""
     tokens: Count
-    """Tokens to train on, passes over the store included, for example 3M."""
+    """Tokens to train on, passes over the data included, for example 3M."""
     out: Path
-    """Folder of the run."""
-    at: str | None = None
-    """Hookpoint, where the store has several."""
-    arch: str = "topk"
-    """Recipe: allocation, objective and their defaults."""
-    k: int | None = None
+    """Folder of the run, or of the group."""
+    at: tuple[str, ...] = ()
+    """Hookpoints or patterns (``blocks.{1..3}.hook_mlp_out``); the only one of a store where none is given."""
+    arch: tuple[str, ...] = ("topk",)
+    """Recipes: allocation, objective and their defaults."""
+    k: tuple[int, ...] = ()
     """Mean active features per token; the recipe's default where not given."""
-    width: str = "x16"
-    """Number of features: 4096, 16k, or x8 for 8 times the width of the activations."""
-    lr: float | None = None
-    """Peak learning rate; follows the width and the length of the run where not given."""
+    width: tuple[str, ...] = ()
+    """Numbers of features: 4096, 16k, or x8 for 8 times the width of the activations; x16 where not given."""
+    lr: tuple[float, ...] = ()
+    """Peak learning rates; following the width and the length of the run where not given."""
+    seed: tuple[int, ...] = (0,)
+    """Seeds of the weights."""
+    data_seed: int = 0
+    """Seed of the order of the data, the same for all SAEs of a group."""
     batch: Count = 2048
     """Tokens in a step."""
-    seed: int = 0
-    """Seed of the weights and of the order of the data."""
     normalisation: Literal["scale", "none", "layer_norm", "unit_norm"] = "scale"
     """How activations are scaled; the last two make activations relative to the token."""
     set: tuple[str, ...] = ()
-    """Options of the recipe, for example topk.k=32."""
+    """Options of a recipe, for example topk.k=32."""
+    init_from: Path | None = None
+    """Start from the weights of this run or SAE; its width is taken where none is given."""
+    allow_model_mismatch: bool = False
+    """Let --init-from name an SAE of another model with the same shapes and tokenizer."""
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
+    max_time: str | None = None
+    """Save and stop after so long (90s, 30m, 2.5h); the same command goes on."""
+    log: tuple[str, ...] = ()
+    """Also log to ``wandb`` (offline, unless WANDB_MODE says otherwise) or ``tensorboard``; metrics.jsonl always is."""
     resume: Literal["exact", "plain"] = "exact"
     """Refuse, or allow, to go on with another thread count than before."""
     skip_nonfinite: bool = False
     """Leave out batches with NaN or inf instead of stopping."""
-    device: str = "cpu"
-    """Device to train on."""
+    sae_device: str | None = None
+    """Device to train on, where it is not --device."""
+    pool_rows: OptionalCount = None
+    """Activations that are mixed in memory at a time; live 131,072 where not given, and no more than --tokens."""
+    context: int = 256
+    """Live: tokens in a sequence."""
+    packing: Literal["packed", "document", "conversation"] = "packed"
+    """Live: fill sequences across documents, or start each document in one of its own, or keep conversations whole."""
+    dtype: StoredDtype = "bfloat16"
+    """Live: number format in which activations are mixed."""
+    keep_bos: bool = False
+    """Live: keep activations of the first token of a sequence, which models use as a sink."""
+    mask_first_positions: int = 0
+    """Live: leave out so many positions at the start of every sequence."""
+    mask_norm_ratio: float | None = None
+    """Live: leave out activations with a norm above this multiple of the median."""
+    batch_rows: int = 16
+    """Live: sequences in one forward pass of the model."""
     dry_run: bool = False
     """Print the plan and do nothing."""
 
 
 def run(options: Options) -> Result:
     """Run the command."""
-    from saelab.activations.store import Store
-    from saelab.api import train_config
-    from saelab.training.memory import peak_memory_bytes, require_memory
-    from saelab.training.run import train_run
+    from saelab.interrupts import stop_on_signals
+    from saelab.training.grid import lengths_in, make_configs, with_lengths
+    from saelab.training.group import GROUP, train_group
+    from saelab.training.loggers import check_logger_names
+    from saelab.training.passes import HowToTrain
+    from saelab.training.single import train_run
+    from saelab.training.warm_start import open_warm_start
 
-    store = Store.open(options.store)
-    config = train_config(
-        store,
-        options.arch,
-        at=options.at,
-        width=options.width,
-        tokens=options.tokens,
-        lr=options.lr,
-        recipe_options=recipe_options(options),
-        batch=options.batch,
-        seed=options.seed,
-        normalisation=options.normalisation,
-        checkpoint_every=options.checkpoint_every,
-        skip_nonfinite=options.skip_nonfinite,
-        device=options.device,
-    )
+    seconds = None if options.max_time is None else parse_duration(options.max_time)
+    check_logger_names(options.log)
+    lengths = lengths_in(options.out)
+    source = _open_source(options, lengths)
+    warm = None if options.init_from is None else open_warm_start(options.init_from)
+    grid = _grid(options, source)
+
+    def make(tokens: int) -> list[TrainConfig]:
+        return make_configs(source, grid, tokens=tokens, warm=warm, **_common(options))
+
+    configs = with_lengths(lengths, options.tokens, make)
+    is_group = grid.size > 1 or (options.out / GROUP).exists()
     if options.dry_run:
-        plan = require_memory(config, store.hook(config.hook).d_in)
-        text = (
-            f"{plan.steps:,} steps, {plan.parameters:,} parameters, {format_bytes(plan.memory_bytes)} of memory, "
-            f"{format_bytes(plan.disk_bytes)} on disk"
-        )
-        return Result({"plan": plan.to_json(), "config": config.to_json()}, text)
-    finished = train_run(config, store, options.out, resume=options.resume)
-    last = next((x for x in reversed(_lines(finished.path / "metrics.jsonl")) if x["fvu"] is not None), None)
-    if last is None:
-        raise SaelabError(
-            f"{finished.path}: every batch held NaN or inf and was left out; nothing was learned"
-        )
-    last["tokens_per_second"] = _lines(finished.path / "timing.jsonl")[-1]["tokens_per_second"]
-    last["peak_memory_bytes"] = peak_memory_bytes()
-    text = (
-        f"run {finished.path}: FVU {last['fvu']:.4f}, L0 {last['l0']:.1f}, dead {last['dead_fraction']:.1%}, "
-        f"{last['tokens_per_second']:,.0f} tokens/s, peak memory {format_bytes(last['peak_memory_bytes'])}"
+        return _plan(configs, source, options.out if is_group else None)
+    with stop_on_signals(seconds) as stop:
+        how = HowToTrain(stop=stop, resume=options.resume, log=options.log, warm=warm)
+        if not is_group:
+            return _describe_run(train_run(configs[0], source, options.out, how).path)
+        _announce(configs, source, options.out)
+        group = train_group(configs, source, options.out, how)
+    return _describe_group(group.path, list(group.members), group.parked)
+
+
+def recipe_options(options: Options) -> dict[str, dict[str, Any]]:
+    """Read ``--set recipe.option=value`` into options by recipe.
+
+    Raises:
+        UsageError: An assignment is malformed, or for a recipe that is not trained.
+    """
+    for name in options.arch:
+        if name not in RECIPES:
+            raise UsageError(f"--arch {name} is unknown; known: {', '.join(sorted(RECIPES))}")
+    chosen: dict[str, dict[str, Any]] = {}
+    for assignment in options.set:
+        name, separator, value = assignment.partition("=")
+        recipe, dot, option = name.partition(".")
+        if not separator or not dot or recipe not in options.arch:
+            raise UsageError(f"--set {assignment} is not of the form {options.arch[0]}.option=value")
+        of_recipe = chosen.setdefault(recipe, {})
+        if option in of_recipe or (option == "k" and options.k):
+            raise UsageError(f"--set {assignment}: {option} is given twice")
+        try:
+            of_recipe[option] = json.loads(value)
+        except ValueError:
+            of_recipe[option] = value
+    return chosen
+
+
+def _open_source(options: Options, lengths: tuple[int, ...]) -> ActivationSource:
+    from saelab.activations.source import StoreSource
+    from saelab.activations.store import Store
+
+    match options.source:
+        case (store,):
+            return StoreSource(Store.open(Path(store)))
+        case (model, text):
+            return _open_live(options, model, text, lengths)
+    raise UsageError(
+        f"give a STORE, or a MODEL and a TEXT, not {len(options.source)} places ({' '.join(options.source)})"
     )
-    return Result({"run": str(finished.path)} | last, text)
+
+
+def _open_live(options: Options, model: str, text: str, lengths: tuple[int, ...]) -> LiveSource:
+    from saelab.activations.live import LiveSource
+
+    if not options.at:
+        raise UsageError("name at least one hookpoint (--at); `saelab hooks MODEL` lists them")
+    first_length = lengths[0] if lengths else options.tokens
+    config = LiveConfig(
+        model=options.model_spec(model),
+        text=options.text_spec(text),
+        at=options.at,
+        context=options.context,
+        packing=options.packing,
+        dtype=options.dtype,
+        mask_bos=not options.keep_bos,
+        mask_first_positions=options.mask_first_positions,
+        mask_norm_ratio=options.mask_norm_ratio,
+        batch_rows=options.batch_rows,
+        pool_rows=options.pool_rows or min(DEFAULT_POOL_ROWS, first_length),
+    )
+    return LiveSource(config)
+
+
+def _grid(options: Options, source: ActivationSource) -> Grid:
+    from saelab.lm.hooks import Hookpoint, resolve_all
+    from saelab.training.grid import Grid
+
+    if len(options.source) == 2:  # resolved when the model was opened
+        at = tuple(hook.module_path for hook in source.hooks)
+    else:
+        stored = [Hookpoint(hook.module_path, hook.alias, hook.d_in) for hook in source.hooks]
+        at = tuple(found.module_path for found in resolve_all(options.at, stored)) if options.at else ()
+    return Grid(
+        recipes=options.arch,
+        k=options.k,
+        at=at,
+        widths=options.width,
+        lrs=options.lr,
+        seeds=options.seed,
+        recipe_options=recipe_options(options),
+    )
+
+
+def _common(options: Options) -> dict[str, Any]:
+    from saelab.lm.load import choose_device
+
+    chosen: dict[str, Any] = {
+        "batch": options.batch,
+        "data_seed": options.data_seed,
+        "normalisation": options.normalisation,
+        "checkpoint_every": options.checkpoint_every,
+        "skip_nonfinite": options.skip_nonfinite,
+        "allow_model_mismatch": options.allow_model_mismatch,
+        "device": str(choose_device(options.sae_device or options.device)),
+    }
+    return chosen | ({} if options.pool_rows is None else {"pool_rows": options.pool_rows})
+
+
+def _plan(configs: list[TrainConfig], source: ActivationSource, group: Path | None) -> Result:
+    from saelab.training.group import plan_group
+    from saelab.training.memory import plan_training
+
+    if group is None:
+        plan = plan_training({"run": configs[0]}, source)
+    else:
+        whole, _ = plan_group(configs, source, group)
+        plan = plan_training(whole.members, source)
+    text = (
+        f"{len(configs)} SAE{'s' * (len(configs) > 1)} on {_counted(len(plan.passes), 'pass', 'passes')}, "
+        f"{plan.steps:,} steps, {plan.parameters:,} parameters, {format_bytes(plan.memory_bytes)} of memory, "
+        f"{format_bytes(plan.disk_bytes)} on disk"
+    )
+    return Result({"plan": plan.to_json(), "configs": [config.to_json() for config in configs]}, text)
+
+
+def _announce(configs: list[TrainConfig], source: ActivationSource, out: Path) -> None:
+    import sys
+
+    from saelab.training.group import plan_group
+
+    group, todo = plan_group(configs, source, out)
+    if todo:
+        count = sum(map(len, todo))
+        sys.stderr.write(
+            f"{out}: {len(group.members)} SAEs, {count} to train on {_counted(len(todo), 'pass', 'passes')} "
+            f"over the data{'' if len(todo) == 1 else ', as many as memory allows for at a time'}\n"
+        )
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _describe_run(path: Path) -> Result:
+    found = _last_metrics(path)
+    return Result(found, f"run {path}: {_metrics_as_text(found)}, {_rate_as_text(found)}")
+
+
+def _describe_group(path: Path, names: list[str], parked: dict[str, str]) -> Result:
+    runs = [_last_metrics(path / name) for name in names if name not in parked]
+    lines = [f"group {path}: {len(runs)} SAEs, {_rate_as_text(runs[0])}"]
+    lines += [f"  {Path(found['run']).name}: {_metrics_as_text(found)}" for found in runs]
+    lines += [f"  {name}: {reason}; left behind" for name, reason in parked.items()]
+    data = {"group": str(path), "runs": runs, "parked": parked}
+    return Result(data, "\n".join(lines), exit_code=1 if parked else 0)
+
+
+def _last_metrics(path: Path) -> dict[str, Any]:
+    from saelab.memory import peak_memory_bytes
+
+    lines = _lines(path / "metrics.jsonl")
+    last = next((line for line in reversed(lines) if line["fvu"] is not None), None)
+    if last is None:
+        raise SaelabError(f"{path}: every batch held NaN or inf and was left out; nothing was learned")
+    rate = _lines(path / "timing.jsonl")[-1]["tokens_per_second"]
+    return {"run": str(path)} | last | {"tokens_per_second": rate, "peak_memory_bytes": peak_memory_bytes()}
+
+
+def _metrics_as_text(found: dict[str, Any]) -> str:
+    return f"FVU {found['fvu']:.4f}, L0 {found['l0']:.1f}, dead {found['dead_fraction']:.1%}"
+
+
+def _rate_as_text(found: dict[str, Any]) -> str:
+    return (
+        f"{found['tokens_per_second']:,.0f} tokens/s, peak memory {format_bytes(found['peak_memory_bytes'])}"
+    )
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def recipe_options(options: Options) -> dict[str, Any]:
-    """Join ``--k`` and ``--set recipe.option=value`` into the recipe's options.
-
-    Raises:
-        UsageError: An assignment is malformed, or for another recipe.
-    """
-    if options.arch not in RECIPES:
-        raise UsageError(f"--arch {options.arch} is unknown; known: {', '.join(sorted(RECIPES))}")
-    chosen: dict[str, Any] = {} if options.k is None else {"k": options.k}
-    for assignment in options.set:
-        name, separator, value = assignment.partition("=")
-        recipe, dot, option = name.partition(".")
-        if option in chosen:
-            raise UsageError(f"--set {assignment}: {option} is given twice")
-        if not separator or not dot or recipe != options.arch:
-            raise UsageError(f"--set {assignment} is not of the form {options.arch}.option=value")
-        try:
-            chosen[option] = json.loads(value)
-        except ValueError:
-            chosen[option] = value
-    return chosen

@@ -11,6 +11,7 @@ from saelab.activations.store import Store, StoredHook
 from saelab.errors import UsageError
 from saelab.sae.autoencoder import Reconstruction
 from saelab.sae.config import SAEConfig
+from saelab.sae.model_match import ModelMismatch, require_same_model
 from saelab_kernels.code import SparseCode
 from saelab_kernels.shapes import Float, Tensor
 
@@ -38,8 +39,13 @@ class Autoencoder(Protocol):
         ...
 
 
-def require_fit(sae: Autoencoder, store: Store, hook: StoredHook) -> None:
-    """Refuse an SAE that was not made for these activations, before any work.
+def require_fit(
+    sae: Autoencoder, store: Store, hook: StoredHook, *, allow_model_mismatch: bool = False
+) -> ModelMismatch | None:
+    """Refuse an SAE that does not belong to these activations, before any work.
+
+    Returns:
+        The mismatch where they are those of another model that fits and that is allowed.
 
     Raises:
         UsageError: It reads another hookpoint, another width or another model's activations, or
@@ -56,15 +62,13 @@ def require_fit(sae: Autoencoder, store: Store, hook: StoredHook) -> None:
             f"evaluate: the SAE reconstructs {', '.join(config.output_hooks)} from {hook.module_path}; "
             "only SAEs that reconstruct their own input can be evaluated"
         )
-    if config.d_in != hook.d_in:
-        raise UsageError(
-            f"evaluate: the SAE reads {config.d_in} dimensions, {hook.module_path} has {hook.d_in}"
-        )
-    if config.model_identity != (found := model_hash(store)):
-        raise UsageError(
-            f"evaluate: the SAE was trained on model {config.model_identity or '(none)'}, {store.path} holds "
-            f"activations of model {found or '(none)'}; cache activations of the SAE's own model"
-        )
+    return require_same_model(
+        config,
+        store.model_identity,
+        {hook.module_path: hook.d_in},
+        doing=f"evaluate: {store.path}",
+        allow_mismatch=allow_model_mismatch,
+    )
 
 
 def model_hash(store: Store) -> str:

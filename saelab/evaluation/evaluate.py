@@ -1,7 +1,12 @@
-"""Evaluate an SAE on the held-out tokens of a store: one record with every metric."""
+"""Evaluate SAEs on the held-out tokens of a store: for each one record with every metric.
+
+SAEs of one hookpoint are evaluated together on one reading of the activations and one clean pass of the
+model; what one of them gets does not depend on which others there are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,6 +26,7 @@ from saelab.lm.load import LanguageModel
 from saelab.lm.run import unembedding
 from saelab.progress import Progress
 from saelab.sae.feature_statistics import FeatureStatistics
+from saelab.sae.model_match import ModelMismatch
 from saelab_kernels.shapes import Float, Tensor
 
 
@@ -46,6 +52,8 @@ class Evaluation:
     """Identity of the store."""
     model_identity: str
     """Identity of the model whose activations were evaluated; empty for activations without one."""
+    model_mismatch: ModelMismatch | None
+    """The two models, where the SAE was trained on another one than it was evaluated on."""
     config: EvaluationConfig
     """How much was evaluated, and how."""
     features: FeatureStatistics
@@ -56,13 +64,15 @@ class Evaluation:
         named = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in ("reconstruction", "loss", "features", "config", "warnings")
+            if field.name
+            not in ("reconstruction", "loss", "features", "config", "warnings", "model_mismatch")
         }
         return {
             **asdict(self.reconstruction),
             **asdict(self.loss),
             **named,
             "warnings": list(self.warnings),
+            "model_mismatch": None if self.model_mismatch is None else self.model_mismatch.to_json(),
             "config": asdict(self.config),
         }
 
@@ -75,53 +85,90 @@ def evaluate(
     *,
     mean: Float[Tensor, " d_in"] | None = None,
     config: EvaluationConfig | None = None,
+    allow_model_mismatch: bool = False,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluate an SAE on the kept tokens of the held-out documents of a store.
+    """Evaluate one SAE; see `evaluate_together`."""
+    return evaluate_together(
+        [sae],
+        store,
+        hookpoint_name,
+        lm,
+        mean=mean,
+        config=config,
+        allow_model_mismatch=allow_model_mismatch,
+        progress=progress,
+    )[0]
+
+
+def evaluate_together(
+    saes: Sequence[Autoencoder],
+    store: Store,
+    hookpoint_name: str | None = None,
+    lm: LanguageModel | None = None,
+    *,
+    mean: Float[Tensor, " d_in"] | None = None,
+    config: EvaluationConfig | None = None,
+    allow_model_mismatch: bool = False,
+    progress: bool = True,
+) -> list[Evaluation]:
+    """Evaluate SAEs of one hookpoint on the kept tokens of the held-out documents of a store.
+
+    The activations are read once; N SAEs cost N + 3 passes of the model.
 
     Args:
-        sae: Computes on the device where its weights are.
-        store: Activations of the hookpoint that the SAE was trained at.
+        saes: Each computes on the device where its weights are.
+        store: Activations of the hookpoint that the SAEs were trained at.
         hookpoint_name: Either spelling; None where the store has one hookpoint only.
         lm: The store's model; without it the losses are not defined.
         mean: Mean of the kept training activations for mean ablation; None takes it from the store's
             statistics. A store of held-out text alone has none of its own.
         config: How much is evaluated.
+        allow_model_mismatch: Evaluate SAEs of another model on this one, where tokenizer and width fit.
         progress: Show progress on standard error.
 
+    Returns:
+        One record for each SAE, in their order; the same bits as alone.
+
     Raises:
-        UsageError: The SAE or the model does not belong to these activations.
+        UsageError: An SAE or the model does not belong to these activations.
         SaelabError: Losses of this kind of model cannot be computed.
     """
     config = config or EvaluationConfig()
     hook = store.hook(hookpoint_name)
-    require_fit(sae, store, hook)
+    mismatches = [require_fit(sae, store, hook, allow_model_mismatch=allow_model_mismatch) for sae in saes]
     if lm is not None:
         _require_own_model(store, lm)
     chosen = choose_tokens(store, hook, config.tokens)
-    accumulator, outliers = _measure_reconstruction(sae, store, hook, chosen, config.tile, progress)
-    loss = LossMetrics()
+    accumulators, outliers = _measure_reconstruction(saes, store, hook, chosen, config.tile, progress)
+    losses = [LossMetrics()] * len(saes)
     if lm is not None:
         mean = store.statistics(hook).mean if mean is None else mean
-        loss = _measure_loss(sae, lm, store, hook, chosen, mean, config, progress)
-    reconstruction = accumulator.result()
-    return Evaluation(
-        reconstruction=reconstruction,
-        loss=loss,
-        undefined=_undefined(reconstruction, loss, has_model=lm is not None),
-        warnings=outliers.warnings,
-        outlier_ratio=outliers.ratio,
-        hook=hook.module_path,
-        tokens_hash=chosen.digest,
-        store_identity=store.identity,
-        model_identity=model_hash(store),
-        config=config,
-        features=accumulator.features(),
-    )
+        losses = _measure_loss(saes, lm, store, hook, chosen, mean, config, progress)
+    evaluations = []
+    for accumulator, loss, mismatch in zip(accumulators, losses, mismatches, strict=True):
+        reconstruction = accumulator.result()
+        evaluations.append(
+            Evaluation(
+                reconstruction=reconstruction,
+                loss=loss,
+                undefined=_undefined(reconstruction, loss, has_model=lm is not None),
+                warnings=outliers.warnings + (() if mismatch is None else (mismatch.warning(),)),
+                outlier_ratio=outliers.ratio,
+                hook=hook.module_path,
+                tokens_hash=chosen.digest,
+                store_identity=store.identity,
+                model_identity=model_hash(store),
+                model_mismatch=mismatch,
+                config=config,
+                features=accumulator.features(),
+            )
+        )
+    return evaluations
 
 
 def _measure_loss(
-    sae: Autoencoder,
+    saes: Sequence[Autoencoder],
     lm: LanguageModel,
     store: Store,
     hook: StoredHook,
@@ -129,11 +176,11 @@ def _measure_loss(
     mean: Float[Tensor, " d_in"],
     config: EvaluationConfig,
     progress: bool,
-) -> LossMetrics:
+) -> list[LossMetrics]:
     rows = chosen.sequence_rows
     with Progress("measuring the loss", len(rows), "sequences", quiet=not progress) as bar:
         return loss_recovered(
-            sae,
+            saes,
             lm,
             store,
             resolve(hook.module_path, lm.hookpoints),
@@ -146,19 +193,25 @@ def _measure_loss(
 
 
 def _measure_reconstruction(
-    sae: Autoencoder, store: Store, hook: StoredHook, chosen: EvaluatedTokens, tile: int, progress: bool
-) -> tuple[ReconstructionAccumulator, Outliers]:
-    accumulator = ReconstructionAccumulator(d_out=sae.config.d_out, d_sae=sae.config.d_sae)
+    saes: Sequence[Autoencoder],
+    store: Store,
+    hook: StoredHook,
+    chosen: EvaluatedTokens,
+    tile: int,
+    progress: bool,
+) -> tuple[list[ReconstructionAccumulator], Outliers]:
+    accumulators = [ReconstructionAccumulator(sae.config.d_out, sae.config.d_sae) for sae in saes]
     norms, token_index = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
     with Progress("evaluating", chosen.n_tokens, "tokens", quiet=not progress) as bar:
         for piece in tiles(chosen.n_tokens, tile):
             rows = store.rows(hook, "heldout", piece.start, piece.stop)
-            x = rows.x.to(sae.W_dec.device, torch.float32)
-            accumulator.update(x, *reconstruct_tile(sae, x, tile))
+            for sae, accumulator in zip(saes, accumulators, strict=True):
+                x = rows.x.to(sae.W_dec.device, torch.float32)
+                accumulator.update(x, *reconstruct_tile(sae, x, tile))
             norms.append(rows.x.double().norm(dim=1).numpy())
             token_index.append(rows.token_index.numpy())
-            bar.advance(len(x))
-    return accumulator, find_outliers(store, np.concatenate(norms), np.concatenate(token_index))
+            bar.advance(len(rows.x))
+    return accumulators, find_outliers(store, np.concatenate(norms), np.concatenate(token_index))
 
 
 def _require_own_model(store: Store, lm: LanguageModel) -> None:

@@ -1,7 +1,8 @@
 """What the SAE's reconstruction costs the language model: its loss with the activations replaced.
 
-Four runs of the model over the same sequences: clean; with the reconstruction in place of the
-activations; with zeros; with the mean of the training activations. Only kept positions are
+Runs of the model over the same sequences: clean; with zeros in place of the activations; with the
+mean of the training activations; and one with the reconstruction of each SAE. The first three are
+shared by all SAEs of a hookpoint, so N of them cost N + 3 passes. Only kept positions are
 replaced: masked ones (BOS, outliers) stay clean in every run. The same predictions count in all of
 them: those made from kept positions of a token of the same document. The share of the loss that the
 reconstruction recovers is the ratio of SAEBench's core evaluation (reference code), for zero and for
@@ -10,7 +11,7 @@ mean ablation; which positions count is stricter than there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,7 @@ class LossMetrics:
 
 
 def loss_recovered(
-    sae: Autoencoder,
+    saes: Sequence[Autoencoder],
     lm: LanguageModel,
     store: Store,
     hookpoint: Hookpoint,
@@ -63,11 +64,12 @@ def loss_recovered(
     batch_rows: int,
     tile: int = 1024,
     progress: Progress | None = None,
-) -> LossMetrics:
-    """Measure the loss with and without the SAE in the model.
+) -> list[LossMetrics]:
+    """Measure the loss with and without each of some SAEs in the model.
 
     Args:
-        sae: Reads and reconstructs the activations at ``hookpoint``.
+        saes: Each reads and reconstructs the activations at ``hookpoint``; the metrics of one do not
+            depend on which others there are.
         lm: The model that the store's tokens were made for.
         store: Its tokens, masks and documents say what is replaced and what counts.
         hookpoint: Where the activations are replaced.
@@ -76,53 +78,64 @@ def loss_recovered(
         batch_rows: Sequences in one forward pass. The last pass is filled up with blank ones, so a
             sequence's losses do not depend on how many follow; another value changes them by the
             rounding of the model's matrix products alone.
-        tile: Tokens that the SAE sees at once.
+        tile: Tokens that an SAE sees at once.
         progress: Told the sequences that are done.
     """
     counts = predictions_that_count(store.sequences)
-    replacements = _replacements(sae, mean, tile)
-    losses: list[Float[Tensor, "5 predictions"]] = []
+    splices = [_splice(sae, tile) for sae in saes]
+    losses: list[Float[Tensor, "saes 5 predictions"]] = []
     for piece in tiles(len(rows), batch_rows):
         batch = padded_rows(store, counts, rows[piece], batch_rows)
-        losses.append(_losses_of_batch(lm, hookpoint, replacements, batch))
+        losses.append(_losses_of_batch(lm, hookpoint, splices, mean, batch))
         if progress is not None:
             progress.advance(piece.stop - piece.start)
-    return _metrics(torch.cat(losses, dim=1) if losses else torch.zeros(5, 0))
+    joined = torch.cat(losses, dim=2) if losses else torch.zeros(len(saes), 5, 0)
+    return [_metrics(of_one) for of_one in joined]
 
 
-def _replacements(sae: Autoencoder, mean: Float[Tensor, " d"], tile: int) -> tuple[Replace, Replace, Replace]:
+def _splice(sae: Autoencoder, tile: int) -> Replace:
     def spliced(x: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
         ready = x.to(sae.W_dec.device, torch.float32)
         pieces = [reconstruct_tile(sae, ready[piece], tile).x_hat for piece in tiles(len(ready), tile)]
         return torch.cat(pieces) if pieces else ready
 
-    return spliced, torch.zeros_like, lambda x: mean.to(x.device, x.dtype).expand_as(x)
+    return spliced
 
 
 def _losses_of_batch(
-    lm: LanguageModel, hookpoint: Hookpoint, replacements: tuple[Replace, Replace, Replace], batch: PaddedRows
-) -> Float[Tensor, "5 predictions"]:
+    lm: LanguageModel,
+    hookpoint: Hookpoint,
+    splices: Sequence[Replace],
+    mean: Float[Tensor, " d"],
+    batch: PaddedRows,
+) -> Float[Tensor, "saes 5 predictions"]:
     """Return clean, spliced, zero and mean cross entropy and KL of each counted prediction, in order."""
     if not batch.counted.any():
-        return torch.zeros(5, 0)
-    ids, kept, counted = (tensor.to(lm.device) for tensor in batch)
-    targets = ids.roll(-1, dims=1)[counted]
+        return torch.zeros(len(splices), 5, 0)
     head = unembedding(lm)
+    # Not the device of the input, where the model is spread over several.
+    ids, kept, counted = (tensor.to(head.weight.device) for tensor in batch)
+    targets = ids.roll(-1, dims=1)[counted]
+
+    def hidden_with(replace: Replace) -> Float[Tensor, "predictions d"]:
+        return _hidden_with(lm, hookpoint, kept, replace, ids)[counted]
+
     clean = final_hidden(lm, ids)[counted]
-    spliced, zero, mean = (
-        _hidden_with(lm, hookpoint, kept, replace, ids)[counted] for replace in replacements
-    )
-    ce_clean, ce_spliced, kl = losses_and_kl(clean, spliced, head, targets)
-    ce_zero, ce_mean = (next_token_losses(hidden, head, targets) for hidden in (zero, mean))
-    return torch.stack([ce_clean, ce_spliced, ce_zero, ce_mean, kl]).cpu()
+    ce_zero = next_token_losses(hidden_with(torch.zeros_like), head, targets)
+    ce_mean = next_token_losses(hidden_with(lambda x: mean.to(x.device, x.dtype).expand_as(x)), head, targets)
+    found = []
+    for splice in splices:
+        ce_clean, ce_spliced, kl = losses_and_kl(clean, hidden_with(splice), head, targets)
+        found.append(torch.stack([ce_clean, ce_spliced, ce_zero, ce_mean, kl]).cpu())
+    return torch.stack(found)
 
 
 def _hidden_with(
     lm: LanguageModel, hookpoint: Hookpoint, kept: Tensor, replace: Replace, ids: Tensor
 ) -> Float[Tensor, "rows length d"]:
     def edit(x: Float[Tensor, "rows length d"]) -> Float[Tensor, "rows length d"]:
-        changed = x.clone()
-        changed[kept] = replace(x[kept]).to(x.device, x.dtype)
+        changed, here = x.clone(), kept.to(x.device)
+        changed[here] = replace(x[here]).to(x.device, x.dtype)
         return changed
 
     with edited(lm, {hookpoint: edit}):

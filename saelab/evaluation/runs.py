@@ -1,144 +1,172 @@
-"""Evaluate a run folder: find its store and model, and keep the record beside the SAE."""
+"""Evaluate run folders, many at once: stores and models are opened once, and clean passes are shared.
+
+Runs at one hookpoint on the same tokens share the clean pass of the model and both ablations, so N of
+them cost N + 3 passes. Their SAEs are in memory together as long as they take no more than 4 GiB; more
+are evaluated in several rounds, each with a clean pass of its own. No number depends on the company.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from saelab.activations.cache import cache_activations
-from saelab.activations.request import saved_config
+import torch
+
 from saelab.activations.store import Store
-from saelab.errors import DamagedFileError, UsageError
-from saelab.evaluation.evaluate import Evaluation, evaluate
+from saelab.evaluation.evaluate import Evaluation, evaluate_together
+from saelab.evaluation.records import check_record_name, require_writable, write_record
+from saelab.evaluation.sources import Shared, Tokens, TokenSource, open_tokens, tokens_for
 from saelab.evaluation.spec import EvaluationConfig
-from saelab.lm.load import LanguageModel, load_model
-from saelab.sae.files import sae_identity
-from saelab.storage.files import remove_leftovers, write_json
-from saelab.storage.lock import locked
-from saelab.storage.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from saelab.text.documents import HELDOUT_SHARE
-from saelab.text.spec import TextSpec
+from saelab.lm.identity import ModelIdentity
+from saelab.lm.load import LanguageModel
+from saelab.lm.spec import ModelSpec
+from saelab.sae.files import WEIGHTS, load_sae_config
+from saelab.sae.model_match import require_same_model
 from saelab.training.run import SAE, Run
 
-EVALUATIONS = "evaluations"
+SAE_BYTES = 4 * 2**30
+"""SAEs that are in memory at once take no more than this, or are one."""
 
 
-def store_of(run: Run) -> Store:
-    """Open the store that a run was trained on.
+@dataclass(frozen=True, kw_only=True)
+class HowToEvaluate:
+    """What an evaluation of runs is told beside the runs and the tokens."""
 
-    Raises:
-        UsageError: The run's own store is not where it was, or is not the same any more.
-    """
-    if not run.store_path.exists():
-        raise UsageError(f"the store of {run.path} is not at {run.store_path} any more; give it with --store")
-    store = Store.open(run.store_path)
-    if store.identity != run.config.store_identity:
-        raise UsageError(
-            f"{run.store_path} is not the store that {run.path} was trained on; give one with --store"
-        )
-    return store
-
-
-def model_of(store: Store, given: LanguageModel | None = None) -> LanguageModel | None:
-    """Load the language model of a store; None for activations that have none."""
-    if given is not None:
-        return given
-    spec = store.model_spec()
-    return None if spec is None else load_model(spec)
+    config: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How much is evaluated."""
+    name: str = "heldout"
+    """Name of the records."""
+    out: Path | None = None
+    """An overlay folder for the records of runs that are read-only; None keeps each in its run."""
+    allow_model_mismatch: bool = False
+    """Evaluate SAEs on another model than their own, where tokenizer and width fit."""
+    device: str = "auto"
+    """Where models are loaded."""
+    quiet: bool = False
+    """Show no progress."""
 
 
-def evaluate_run(
-    run: Run,
+def evaluate_runs(
+    runs: Sequence[Run],
+    source: TokenSource | None = None,
+    how: HowToEvaluate | None = None,
     *,
-    store: Store | None = None,
-    text: str | None = None,
-    config: EvaluationConfig | None = None,
     lm: LanguageModel | None = None,
-    name: str = "heldout",
-    quiet: bool = False,
-) -> Evaluation:
-    """Evaluate a run and write ``RUN/evaluations/NAME.json``.
+) -> list[Evaluation]:
+    """Evaluate finished runs and keep a record of each, as soon as it is there.
 
     Args:
-        run: A finished run.
-        store: Evaluate on the held-out documents of this store instead of the run's own.
-        text: Evaluate on a text source instead: held-out documents of ``stdlib``, all of a file.
-        config: How much is evaluated.
-        lm: The store's model, if it is loaded already.
-        name: Name of the record.
-        quiet: Show no progress.
+        runs: Finished runs.
+        source: Where the tokens come from; each run's own held-out documents where not given.
+        how: How much is evaluated and where the records go.
+        lm: The model of all these tokens, if it is loaded already.
+
+    Returns:
+        One evaluation for each run, in their order.
 
     Raises:
-        UsageError: Store, text and run do not belong together.
+        UsageError: Source and runs do not belong together, or a record cannot be kept; nothing was started.
+        SaelabError: A model cannot be loaded, or does not have losses that are known.
     """
-    if store is not None and text is not None:
-        raise UsageError("give --store or --text, not both")
-    if not name.replace("-", "").replace("_", "").isalnum() or f"{name}.json" == MANIFEST_NAME:
-        raise UsageError(f"{name!r} cannot name a record; use letters, digits, - and _")
-    config, sae = config or EvaluationConfig(), run.sae()
-    if text is None:
-        store = store or store_of(run)
-        evaluation = evaluate(
-            sae, store, run.config.hook, model_of(store, lm), config=config, progress=not quiet
+    source, how = source or TokenSource(), how or HowToEvaluate()
+    check_record_name(how.name)
+    for run in runs:
+        require_writable(run, how.out)
+    found: dict[int, Evaluation] = {}
+    with Shared(lm, how.device) as shared:
+        together = _together(runs, source, how, shared)
+        for tokens, members in together.items():
+            if tokens.harvest is None or source.model is not None:
+                _require_fits([runs[index] for index in members], tokens, shared, how)
+        for tokens, members in together.items():
+            for index, evaluation in _evaluate_members(runs, members, tokens, shared, how):
+                write_record(runs[index], how.name, evaluation, how.out)
+                found[index] = evaluation
+    return [found[index] for index in range(len(runs))]
+
+
+def _together(
+    runs: Sequence[Run], source: TokenSource, how: HowToEvaluate, shared: Shared
+) -> Mapping[Tokens, list[int]]:
+    """Return the runs by their tokens, those of one model after one another."""
+    found: dict[Tokens, list[int]] = {}
+    for index, run in enumerate(runs):
+        found.setdefault(tokens_for(run, source, how.config.tokens, shared), []).append(index)
+    specs = list(dict.fromkeys(_model_spec(tokens, shared) for tokens in found))
+    return dict(sorted(found.items(), key=lambda item: specs.index(_model_spec(item[0], shared))))
+
+
+def _model_spec(tokens: Tokens, shared: Shared) -> ModelSpec | None:
+    """Return which model the tokens are for; None for activations without one."""
+    if tokens.harvest is not None:
+        return tokens.harvest.model
+    return _store(tokens, shared).model_spec()
+
+
+def _store(tokens: Tokens, shared: Shared) -> Store:
+    assert tokens.store is not None
+    return shared.store(tokens.store)
+
+
+def _require_fits(runs: Sequence[Run], tokens: Tokens, shared: Shared, how: HowToEvaluate) -> None:
+    """Refuse SAEs that do not belong to the tokens, by their configurations alone."""
+    model, widths = _model_and_widths(tokens, shared)
+    for run in runs:
+        require_same_model(
+            load_sae_config(run.path / SAE),
+            model,
+            widths,
+            doing=f"evaluate: {run.path}",
+            allow_mismatch=how.allow_model_mismatch,
         )
-    else:
-        home = store_of(run)
-        mean = home.statistics(run.config.hook).mean  # of training tokens, which the text has none of
-        with _text_store(run, home, text, config.tokens, lm, quiet) as other:
-            model = model_of(other, lm)
-            evaluation = evaluate(
-                sae, other, run.config.hook, model, mean=mean, config=config, progress=not quiet
+
+
+def _model_and_widths(tokens: Tokens, shared: Shared) -> tuple[ModelIdentity | None, dict[str, int]]:
+    if tokens.harvest is None:
+        store = _store(tokens, shared)
+        hook = store.hook(tokens.hook)
+        return store.model_identity, {hook.module_path: hook.d_in}
+    lm = shared.model(tokens.harvest.model)
+    return lm.identity, {hookpoint.module_path: hookpoint.d_in for hookpoint in lm.hookpoints}
+
+
+def _evaluate_members(
+    runs: Sequence[Run], members: Sequence[int], tokens: Tokens, shared: Shared, how: HowToEvaluate
+) -> Iterator[tuple[int, Evaluation]]:
+    """Evaluate the runs that have their tokens in common."""
+    spec = _model_spec(tokens, shared)
+    lm = None if spec is None else shared.model(spec)
+    if tokens.harvest is not None:
+        _require_fits([runs[index] for index in members], tokens, shared, how)
+    # Of training tokens, which a text that is cached for the evaluation has none of.
+    mean = None if tokens.mean_of is None else runs[members[0]].activation_statistics().mean
+    with open_tokens(tokens, shared, lm, how.quiet) as store:
+        for one_round in _rounds(runs, members):
+            device = torch.device("cpu") if lm is None else lm.device
+            evaluations = evaluate_together(
+                [runs[index].sae().to(device) for index in one_round],
+                store,
+                tokens.hook,
+                lm,
+                mean=mean,
+                config=how.config,
+                allow_model_mismatch=how.allow_model_mismatch,
+                progress=not how.quiet,
             )
-    _write(run, name, evaluation)
-    return evaluation
+            yield from zip(one_round, evaluations, strict=True)
 
 
-@contextmanager
-def _text_store(
-    run: Run, home: Store, text: str, tokens: int, lm: LanguageModel | None, quiet: bool
-) -> Iterator[Store]:
-    """Cache a text for the time of one evaluation, as the run's own store was cached."""
-    if not home.has_tokens:
-        raise UsageError(f"{home.path} holds activations without a model: a text cannot be evaluated")
-    share = HELDOUT_SHARE if text.startswith("stdlib") else 1.0
-    config = replace(
-        saved_config(home.path),
-        text=TextSpec(source=text, heldout_share=share, only_heldout=True),
-        at=(run.config.hook,),
-        tokens=tokens,
-        loss=False,
-        gradients=False,
-    )
-    with tempfile.TemporaryDirectory(prefix="saelab-") as folder:
-        yield cache_activations(config, Path(folder) / "store", progress=not quiet, lm=lm)
-
-
-def _write(run: Run, name: str, evaluation: Evaluation) -> None:
-    """Add one record; entries of other records stay as they are, so that damage to them stays visible."""
-    folder, file = run.path / EVALUATIONS, f"{name}.json"
-    record = evaluation.to_json() | {"sae_identity": sae_identity(run.path / SAE)}
-    content = {"run": run.path.name}
-    with locked(folder, "evaluate"):
-        remove_leftovers(folder)
-        known = {}
-        if (folder / MANIFEST_NAME).exists():
-            known = {k: v for k, v in read_manifest(folder, "evaluations").files.items() if k != file}
-            write_manifest(folder, "evaluations", [], content, known)
-        write_json(folder / file, record)
-        write_manifest(folder, "evaluations", [file], content, known)
-
-
-def open_run(path: Path | str) -> Run:
-    """Open a run, with a message that helps where the path is something else."""
-    path = Path(path)
-    if not path.exists():
-        raise UsageError(f"{path} does not exist; saelab ls shows what is here")
-    try:
-        return Run.open(path)
-    except DamagedFileError as error:
-        if (path / "config.json").exists() and not (path / "manifest.json").exists():
-            raise UsageError(f"{path} is a run that is not finished; run its train command again") from error
-        raise
+def _rounds(runs: Sequence[Run], members: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the runs whose SAEs are in memory together."""
+    one_round: list[int] = []
+    held = 0
+    for index in members:
+        size = (runs[index].path / SAE / WEIGHTS).stat().st_size
+        if one_round and held + size > SAE_BYTES:
+            yield one_round
+            one_round, held = [], 0
+        one_round.append(index)
+        held += size
+    if one_round:
+        yield one_round

@@ -1,10 +1,11 @@
 """How families of models spell the places that TransformerLens has names for.
 
-A place is listed only where reading and editing mean the same in both spellings. So
-`hook_resid_mid` is missing: in these models it is no module's own input or output (what enters the
-second norm is also added around it, and editing one copy would leave the other). Models of other
-types are used by module paths; giving their names to modules that differ in substance (Gemma 2
-normalises a block's outputs before it adds them) would be wrong silently.
+A place is listed only where reading and editing mean the same in both spellings; every family here
+is compared with TransformerLens's own bridge in the tests. `hook_resid_mid` is missing: in these
+models it is no module's own input or output (what enters the second norm is also added around it,
+and editing one copy would leave the other). Gemma 2 and 3 normalise a block's outputs before they
+add them, and the names mean what is added. BERT normalises after adding, so that nothing is
+`hook_attn_out` in the sense of the others. Models of other types are used by module paths.
 """
 
 from __future__ import annotations
@@ -19,6 +20,15 @@ _LLAMA = {
     "blocks.{layer}.hook_resid_post": "model.layers.{layer}.output",
     "ln_final.hook_out": "model.norm.output",
 }
+_GEMMA2 = _LLAMA | {
+    "blocks.{layer}.hook_attn_out": "model.layers.{layer}.post_attention_layernorm.output",
+    "blocks.{layer}.hook_mlp_out": "model.layers.{layer}.post_feedforward_layernorm.output",
+}
+_PHI = _LLAMA | {
+    "blocks.{layer}.attn.hook_z": "model.layers.{layer}.self_attn.dense.input",
+    "blocks.{layer}.mlp.hook_post": "model.layers.{layer}.mlp.fc2.input",
+    "ln_final.hook_out": "model.final_layernorm.output",
+}
 _GPT2 = {
     "hook_embed": "transformer.wte.output",
     "blocks.{layer}.hook_resid_pre": "transformer.h.{layer}.input",
@@ -29,7 +39,38 @@ _GPT2 = {
     "blocks.{layer}.hook_resid_post": "transformer.h.{layer}.output",
     "ln_final.hook_out": "transformer.ln_f.output",
 }
-_FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "gpt2": _GPT2}
+_GPT_NEOX = {
+    "hook_embed": "gpt_neox.embed_in.output",
+    "blocks.{layer}.hook_resid_pre": "gpt_neox.layers.{layer}.input",
+    "blocks.{layer}.attn.hook_z": "gpt_neox.layers.{layer}.attention.dense.input",
+    "blocks.{layer}.hook_attn_out": "gpt_neox.layers.{layer}.attention.output",
+    "blocks.{layer}.mlp.hook_post": "gpt_neox.layers.{layer}.mlp.dense_4h_to_h.input",
+    "blocks.{layer}.hook_mlp_out": "gpt_neox.layers.{layer}.mlp.output",
+    "blocks.{layer}.hook_resid_post": "gpt_neox.layers.{layer}.output",
+    "ln_final.hook_out": "gpt_neox.final_layer_norm.output",
+}
+_BERT = {
+    "hook_embed": "bert.embeddings.output",
+    "blocks.{layer}.hook_resid_pre": "bert.encoder.layer.{layer}.input",
+    "blocks.{layer}.attn.hook_z": "bert.encoder.layer.{layer}.attention.output.dense.input",
+    "blocks.{layer}.mlp.hook_post": "bert.encoder.layer.{layer}.output.dense.input",
+    "blocks.{layer}.hook_mlp_out": "bert.encoder.layer.{layer}.output.dense.output",
+    "blocks.{layer}.hook_resid_post": "bert.encoder.layer.{layer}.output",
+}
+_FAMILIES = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "phi3": _LLAMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2,
+    "phi": _PHI,
+    "gpt2": _GPT2,
+    "gpt_neox": _GPT_NEOX,
+    "bert": _BERT,
+}
 
 
 def transformer_lens_names(model_type: str, n_layers: int) -> dict[str, str]:

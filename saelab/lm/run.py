@@ -1,31 +1,29 @@
 """Run a model to its hookpoints: read activations, edit them, and take gradients there.
 
 Plain PyTorch hooks on the model's own modules; the forward pass stops as soon as nothing is left
-to see. Rows may be padded on the right: in a causal model padding changes nothing before it.
+to see. Rows may be padded on the right: in a causal model padding changes nothing before it, and
+losses and gradients are those of causal models. Any other needs an attention mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 
 from saelab.errors import SaelabError, UsageError
+from saelab.lm.calls import call_with_tokens
 from saelab.lm.hooks import Hookpoint
 from saelab.lm.load import LanguageModel
 from saelab.lm.losses import loss_gradient
-from saelab.lm.sites import Visit, attach
+from saelab.lm.sites import Stop, Visit, attach, read
 from saelab.lm.unembedding import Unembedding
 from saelab_kernels.shapes import Bool, Float, Int, Tensor
 
 Edit = Callable[[Float[Tensor, "rows length d"]], Float[Tensor, "rows length d"]]
 Activations = dict[Hookpoint, Float[Tensor, "rows length d"]]
-
-
-class _Stop(Exception):
-    """Ends a forward pass whose remaining part is not needed."""
 
 
 def capture(
@@ -42,33 +40,25 @@ def capture(
         lm: The model.
         input_ids: Token ids on any device.
         hookpoints: Where to read, in any order.
-        attention_mask: 1 for tokens, 0 for padding; not needed for padding on the right.
+        attention_mask: 1 for tokens, 0 for padding. A causal model does not need it for padding on
+            the right; any other does (`LanguageModel.mask_for` tells): without it every token counts.
 
     Returns:
-        Per hookpoint its activations in the model's dtype on the model's device, the caller's own copy.
+        Per hookpoint its activations in the model's dtype, on the device where they arise; the
+        caller's own copy.
 
     Raises:
-        UsageError: A hookpoint is not of this model, or the rows are longer than its context.
+        UsageError: A hookpoint is not of this model, the rows are longer than its context, or it
+            reads no tokens.
     """
-    seen: Activations = {}
-
-    def reader(hookpoint: Hookpoint) -> Visit:
-        def read(x: Tensor) -> None:
-            # Outside inference mode the copy is an ordinary tensor, which autograd may save later;
-            # and a copy cannot be changed by what the model does to its own tensor afterwards.
-            with torch.inference_mode(False):
-                seen[hookpoint] = x.clone()
-            if len(seen) == len(wanted):
-                raise _Stop
-
-        return read
-
-    wanted = {hookpoint: reader(hookpoint) for hookpoint in hookpoints}
-    if wanted:
-        with torch.inference_mode(), _attached(lm, wanted), suppress(_Stop):
-            _forward(lm, input_ids, attention_mask)
-    _check_all_seen(lm, seen, hookpoints)
-    return {hookpoint: seen[hookpoint] for hookpoint in hookpoints}
+    _require_hookpoints(lm, hookpoints)
+    places = [hookpoint.module_path for hookpoint in hookpoints]
+    seen = read(lm.module, places, lambda: _forward(lm, input_ids, attention_mask))
+    found = {
+        hookpoint: seen[hookpoint.module_path] for hookpoint in hookpoints if hookpoint.module_path in seen
+    }
+    _check_all_seen(lm, found, hookpoints)
+    return found
 
 
 @contextmanager
@@ -105,7 +95,7 @@ def final_hidden(
     input_ids: Int[Tensor, "rows length"],
     attention_mask: Int[Tensor, "rows length"] | None = None,
 ) -> Float[Tensor, "rows length d"]:
-    """Return what enters the unembedding, without computing logits; for `losses`, with `unembedding(lm)`."""
+    """Return what enters the unembedding, on its device and without logits; for `losses`, with `unembedding(lm)`."""
     with torch.inference_mode():
         hidden = _run_to_unembedding(lm, input_ids, attention_mask)
         with torch.inference_mode(False):
@@ -116,12 +106,12 @@ def unembedding(lm: LanguageModel) -> Unembedding:
     """Return the map from the final hidden states to logits.
 
     Raises:
-        SaelabError: The model makes its logits in a way that saelab does not know.
+        SaelabError: The model does not predict the next token, or makes its logits in a way that
+            saelab does not know.
     """
     if lm.unembedding is None:
         raise SaelabError(
-            f"{lm.identity.name} does more to its logits than a linear map and a soft cap, so saelab cannot "
-            "compute its losses; its activations can be used"
+            f"{lm.identity.name} {lm.no_losses}, so saelab cannot compute its losses; its activations can be used"
         )
     return lm.unembedding
 
@@ -168,9 +158,10 @@ def capture_with_gradients(
     with torch.enable_grad(), _attached(lm, {hookpoint: reader(hookpoint) for hookpoint in hookpoints}):
         hidden = _run_to_unembedding(lm, input_ids)
     _check_all_seen(lm, seen, hookpoints)
-    counted = counted.to(lm.device)
-    targets = input_ids.to(lm.device).roll(-1, dims=1)
-    loss = torch.zeros(counted.shape, dtype=torch.float32, device=lm.device)
+    device = hidden.device  # not that of the input, where the model is spread over several
+    counted = counted.to(device)
+    targets = input_ids.to(device).roll(-1, dims=1)
+    loss = torch.zeros(counted.shape, dtype=torch.float32, device=device)
     upstream = torch.zeros_like(hidden)
     loss[counted], gradient = loss_gradient(hidden.detach()[counted], unembedding(lm), targets[counted])
     upstream[counted] = gradient.to(hidden.dtype)
@@ -185,40 +176,51 @@ def capture_with_gradients(
 
 @contextmanager
 def _attached(lm: LanguageModel, visits: Mapping[Hookpoint, Visit]) -> Iterator[None]:
+    _require_hookpoints(lm, visits)
     with ExitStack() as stack:
         for hookpoint, visit in visits.items():
-            if hookpoint not in lm.hookpoints:
-                raise UsageError(f"the model {lm.identity.name} has no hookpoint {hookpoint.module_path}")
-            stack.callback(attach(lm.hf, hookpoint.module_path, visit).remove)
+            stack.callback(attach(lm.module, hookpoint.module_path, visit).remove)
         yield
 
 
+def _require_hookpoints(lm: LanguageModel, hookpoints: Iterable[Hookpoint]) -> None:
+    for hookpoint in hookpoints:
+        if hookpoint not in lm.hookpoints:
+            raise UsageError(f"the model {lm.identity.name} has no hookpoint {hookpoint.module_path}")
+
+
 def _forward(lm: LanguageModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
-    if input_ids.shape[1] > lm.context:
+    if not lm.reads_tokens:
+        raise UsageError(
+            f"{lm.identity.name} does not read tokens; read its activations in Python with "
+            "saelab.lm.modules.iter_activations"
+        )
+    if lm.context is not None and input_ids.shape[1] > lm.context:
         raise UsageError(
             f"rows of {input_ids.shape[1]} tokens: {lm.identity.name} reads at most {lm.context}"
         )
-    mask = None if attention_mask is None else attention_mask.to(lm.device)
-    return lm.hf(input_ids=input_ids.to(lm.device), attention_mask=mask, use_cache=False)
+    return call_with_tokens(lm.module, input_ids, attention_mask)
 
 
 def _run_to_unembedding(lm: LanguageModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     seen: list[Tensor] = []
 
-    def read(_: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+    def read_entering(_: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
         seen.append(args[0])
-        raise _Stop
+        raise Stop
 
     head = lm.hf.get_output_embeddings()
     if head is None:
         raise SaelabError(f"{lm.identity.name} has no unembedding: it is not a model that predicts tokens")
-    handle = head.register_forward_pre_hook(read)
+    handle = head.register_forward_pre_hook(read_entering)
     try:
-        with suppress(_Stop):
+        with suppress(Stop):
             _forward(lm, input_ids, attention_mask)
     finally:
         handle.remove()
-    return seen[0]
+    weight = head.weight
+    # Where the model is spread over devices, its last block may be on another one than its unembedding.
+    return seen[0] if not isinstance(weight, Tensor) or weight.is_meta else seen[0].to(weight.device)
 
 
 def _check_all_seen(lm: LanguageModel, seen: Activations, hookpoints: Sequence[Hookpoint]) -> None:

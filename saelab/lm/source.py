@@ -12,17 +12,22 @@ from saelab.lm.spec import ModelSpec
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _CONFIG = "config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Top-level files only: pickled weights and copies in other formats are neither read nor downloaded.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _HUB_IGNORED = ["*/*", "consolidated*"]
 
 
+IN_PYTHON = "module:"
+"""Begins the names of models that were not loaded but handed over as modules."""
+
+
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's files on this machine."""
+    """A model's (or an adapter's) files on this machine."""
 
     folder: Path
-    """Folder with ``config.json``, safetensors weights and the tokenizer."""
+    """Folder with the configuration, safetensors weights and the tokenizer."""
     name: str
     """``embedded``, the folder's own name (not its path), or the hub name."""
     revision: str | None
@@ -40,6 +45,11 @@ def locate(spec: ModelSpec, *, weights: bool = True) -> ModelFiles:
         UsageError: A revision was given for a local model.
         SaelabError: There is no such folder, or the hub does not hand the model out.
     """
+    if spec.name.startswith(IN_PYTHON):
+        raise SaelabError(
+            f"{spec.name} was a module in Python, which no name can load; make its LanguageModel again with "
+            "LanguageModel.from_module and hand that over"
+        )
     folder = Path(spec.name).expanduser()
     is_embedded = spec.name == "embedded"
     if not is_embedded and not folder.is_dir():
@@ -48,45 +58,75 @@ def locate(spec: ModelSpec, *, weights: bool = True) -> ModelFiles:
         raise UsageError(f"{spec.name} is a local model: it has no revision {spec.revision!r}; leave it out")
     if is_embedded:
         return ModelFiles(model_folder(), "embedded", None)
-    if not (folder / _CONFIG).is_file():
-        raise SaelabError(f"{folder} is not a model folder: it has no {_CONFIG}")
+    _require_model(folder, str(folder))
     return ModelFiles(folder, folder.resolve().name, None)
 
 
+def locate_adapter(name: str, *, weights: bool = True) -> ModelFiles:
+    """Find a LoRA adapter's files; the network is used for hub names only.
+
+    Args:
+        name: A local folder as PEFT writes it, or a name on the hub.
+        weights: With False only its configuration is downloaded.
+
+    Raises:
+        SaelabError: There is no such folder, or the hub does not hand the adapter out.
+    """
+    folder, commit = Path(name).expanduser(), None
+    is_local = folder.is_dir()
+    if not is_local:
+        wanted = [ADAPTER_CONFIG, ADAPTER_WEIGHTS] if weights else [ADAPTER_CONFIG]
+        folder = _download(name, None, wanted, "adapter")
+        commit = folder.name
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise SaelabError(f"{name} is not a LoRA adapter: it has no {ADAPTER_CONFIG}")
+    return ModelFiles(folder, folder.resolve().name if is_local else name, commit)
+
+
 def _from_hub(spec: ModelSpec, weights: bool) -> ModelFiles:
-    if not _HUB_NAME.fullmatch(spec.name):
-        raise SaelabError(f"there is no model folder {spec.name}")
+    folder = _download(spec.name, spec.revision, _HUB_FILES if weights else [_CONFIG], "model")
+    _require_model(folder, f"the hub's {spec.name}")
+    return ModelFiles(folder, spec.name, folder.name)
+
+
+def _require_model(folder: Path, shown: str) -> None:
+    has_config, is_adapter = (folder / _CONFIG).is_file(), (folder / ADAPTER_CONFIG).is_file()
+    if is_adapter:  # transformers would load it on the quiet
+        what = "a model and an adapter in one folder" if has_config else "an adapter, not a model"
+        raise SaelabError(f"{shown} is {what}: name its base model, and the adapter's own folder as adapter")
+    if not has_config:
+        raise SaelabError(f"{shown} is not a model folder: it has no {_CONFIG}")
+
+
+def _download(name: str, revision: str | None, wanted: list[str], what: str) -> Path:
+    """Download files of a repository on the hub and return the folder of its snapshot."""
+    if not _HUB_NAME.fullmatch(name):
+        raise SaelabError(f"there is no {what} folder {name}")
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    name = spec.name
     try:
         snapshot = huggingface_hub.snapshot_download(
-            name,
-            revision=spec.revision,
-            allow_patterns=_HUB_FILES if weights else [_CONFIG],
-            ignore_patterns=_HUB_IGNORED,
+            name, revision=revision, allow_patterns=wanted, ignore_patterns=_HUB_IGNORED
         )
     except GatedRepoError as error:
         raise SaelabError(
-            f"the hub's model {name} is gated: accept the conditions on its page, then run `hf auth login`"
+            f"the hub's {what} {name} is gated: accept the conditions on its page, then run `hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
         raise SaelabError(
-            f"there is no folder {name}, and no model of that name on the hub that this machine may read"
+            f"there is no folder {name}, and no {what} of that name on the hub that this machine may read"
         ) from error
     except RevisionNotFoundError as error:
-        raise SaelabError(f"the hub's model {name} has no revision {spec.revision!r}") from error
+        raise SaelabError(f"the hub's {what} {name} has no revision {revision!r}") from error
     # The hub's client, its HTTP library and the file system raise unrelated types, all with the same remedy.
     except Exception as error:
         raise SaelabError(
-            f"there is no folder {name}, and the hub did not deliver a model of that name "
-            f"({first_line(error)}); check the network, or name a local folder or `embedded`"
+            f"there is no folder {name}, and the hub did not deliver {'an' if what == 'adapter' else 'a'} {what} "
+            f"of that name ({first_line(error)}); check the network, or name a local folder"
+            f"{'' if what == 'adapter' else ' or `embedded`'}"
         ) from error
-    folder = Path(snapshot)
-    if not (folder / _CONFIG).is_file():
-        raise SaelabError(f"the hub's {name} is not a language model: it has no {_CONFIG}")
-    return ModelFiles(folder, name, folder.name)
+    return Path(snapshot)
 
 
 def first_line(error: BaseException) -> str:

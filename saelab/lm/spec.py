@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +21,7 @@ class ModelSpec:
     """Where the model runs; ``auto`` takes cuda, then mps, then cpu."""
     dtype: Dtype = "auto"
     """Number format of the weights; ``auto`` is float32 on the CPU and the saved one elsewhere."""
+    device_map: DeviceMap | None = None
+    """How accelerate spreads the model over devices; then ``device`` stays ``auto``. None: one device."""
+    adapter: str | None = None
+    """Folder or hub name of a LoRA adapter (PEFT), merged into the weights when the model is loaded."""

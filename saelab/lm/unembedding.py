@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from saelab.lm.calls import call_with_tokens
 from saelab_kernels.shapes import Float, Tensor
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -36,27 +34,37 @@ class Unembedding:
 
 
 @torch.no_grad()
-def read_unembedding(hf: PreTrainedModel) -> Unembedding | None:
+def read_unembedding(model: nn.Module) -> Unembedding | str:
     """Read a model's unembedding, and compare it with the model's own logits on two tokens.
 
     Families differ in what they do around the matrix (Cohere and Granite scale the logits), and a
     scale that was missed would make every loss wrong silently.
 
+    Args:
+        model: Reads tokens from left to right.
+
     Returns:
-        None where the logits are not `hidden @ weight.T + bias` with an optional soft cap.
+        The map, or why there is none, as the end of a sentence about the model: the logits must be
+        `hidden @ weight.T + bias` with an optional soft cap.
     """
-    head = hf.get_output_embeddings()
+    getter = getattr(model, "get_output_embeddings", None)
+    head = None if getter is None else getter()
+    if head is None:
+        return "has no unembedding that saelab can find"
     if not isinstance(head, nn.Linear):
-        return None
-    result = Unembedding(head.weight, head.bias, getattr(hf.config, "final_logit_softcapping", None))
+        return f"makes its logits in a {type(head).__name__}, which saelab does not know"
+    if head.weight.is_meta:
+        return "keeps its unembedding off its devices (see device_map)"
+    config: Any = model.config
+    result = Unembedding(head.weight, head.bias, getattr(config, "final_logit_softcapping", None))
     entering: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: entering.append(args[0]))
     try:
-        expected = hf(input_ids=torch.tensor([[1, 2]], device=hf.device), use_cache=False).logits.float()
+        expected = call_with_tokens(model, torch.tensor([[1, 2]])).logits.float()
     finally:
         handle.remove()
     # Loose enough for bfloat16; what is to be found is off by far more.
-    is_complete = torch.allclose(
-        result.logits(entering[0]), expected, rtol=0, atol=0.02 * float(expected.abs().max())
-    )
-    return result if is_complete else None
+    found = result.logits(entering[0].to(head.weight.device)).to(expected.device)
+    if torch.allclose(found, expected, rtol=0, atol=0.02 * float(expected.abs().max())):
+        return result
+    return "does more to its logits than a linear map and a soft cap"

@@ -62,8 +62,10 @@ class SAEConfig:
     """Hash of the language model's configuration and weights; empty for activations without a model."""
     model_name: str
     """Name of the language model."""
-    store_identity: str
-    """Identity of the activation store that it was trained on."""
+    tokenizer_hash: str
+    """Hash of the language model's tokenizer; empty for activations without one."""
+    source_identity: str
+    """Identity of the activation store, or of the live stream, that it was trained on."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""

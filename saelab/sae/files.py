@@ -22,9 +22,10 @@ from saelab.storage.manifest import (
 )
 from saelab.storage.tensors import TensorFile, read_tensors, write_tensors
 from saelab_kernels.rules import Threshold, rule_from_json
-from saelab_kernels.shapes import Tensor
+from saelab_kernels.shapes import Float, Tensor
 
 CONFIG, WEIGHTS, FEATURE_STATS = "config.json", "weights.safetensors", "feature_stats.safetensors"
+OPTIONAL_THETA = "optional_theta"
 _PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -68,7 +69,7 @@ def save_sae(
     if sae.theta is not None:
         tensors["theta"] = sae.theta
     if optional_theta is not None:
-        tensors["optional_theta"] = optional_theta
+        tensors[OPTIONAL_THETA] = optional_theta
     write_json(folder / CONFIG, sae.config.to_json())
     write_tensors(folder / WEIGHTS, tensors)
     names = [CONFIG, WEIGHTS]
@@ -84,14 +85,41 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     Raises:
         DamagedFileError: A file is missing, damaged, or does not fit the configuration.
     """
-    manifest = _manifest(folder)
-    for name in (CONFIG, WEIGHTS):
-        check_file(folder, name, manifest)
-    config = sae_config_from_json(read_json(folder / CONFIG), str(folder / CONFIG))
+    config = load_sae_config(folder)
+    check_file(folder, WEIGHTS, _manifest(folder))
     tensors = read_tensors(folder / WEIGHTS)
     _check_tensors(config, tensors, folder / WEIGHTS)
     parameters = SAEParameters(**{name: tensors[name] for name in _PARAMETERS})
     return SparseAutoencoder(config, parameters, tensors.get("theta"))
+
+
+def load_sae_config(folder: Path) -> SAEConfig:
+    """Read the configuration of a saved SAE without its weights.
+
+    Raises:
+        DamagedFileError: It is missing or damaged.
+    """
+    check_file(folder, CONFIG, _manifest(folder))
+    return sae_config_from_json(read_json(folder / CONFIG), str(folder / CONFIG))
+
+
+def load_optional_theta(folder: Path) -> Float[Tensor, "*d_sae"] | None:
+    """Read the calibrated threshold that the inference rule of a saved SAE does not use.
+
+    Returns:
+        One number or one for each feature, float32, in the units of the activations; None where none was saved.
+
+    Raises:
+        DamagedFileError: The weights are damaged, or it is not a threshold of this SAE.
+    """
+    config = load_sae_config(folder)
+    check_file(folder, WEIGHTS, _manifest(folder))
+    with TensorFile(folder / WEIGHTS) as file:
+        if OPTIONAL_THETA not in file.names:
+            return None
+        theta = file.read(OPTIONAL_THETA)
+    _check_tensor(OPTIONAL_THETA, theta, ((), (config.d_sae,)), folder / WEIGHTS)
+    return theta
 
 
 def _check_tensors(config: SAEConfig, tensors: dict[str, Tensor], where: Path) -> None:
@@ -111,14 +139,17 @@ def _check_tensors(config: SAEConfig, tensors: dict[str, Tensor], where: Path) -
     for name, allowed in shapes.items():
         if name not in tensors:
             raise DamagedFileError(f"{where} lacks {name}")
-        tensor = tensors[name]
-        if tuple(tensor.shape) not in allowed or tensor.dtype != torch.float32:
-            raise DamagedFileError(
-                f"{where}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; "
-                f"the config says float32 of {allowed[-1]}"
-            )
-        if not torch.isfinite(tensor).all():
-            raise DamagedFileError(f"{where}: {name} holds NaN or inf")
+        _check_tensor(name, tensors[name], allowed, where)
+
+
+def _check_tensor(name: str, tensor: Tensor, allowed: tuple[tuple[int, ...], ...], where: Path) -> None:
+    if tuple(tensor.shape) not in allowed or tensor.dtype != torch.float32:
+        raise DamagedFileError(
+            f"{where}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; "
+            f"the config says float32 of {allowed[-1]}"
+        )
+    if not torch.isfinite(tensor).all():
+        raise DamagedFileError(f"{where}: {name} holds NaN or inf")
 
 
 def load_feature_statistics(folder: Path) -> SavedFeatureStatistics:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from saelab.errors import SaelabError
 from saelab.sae.autoencoder import SAEParameters
 from saelab.sae.config import Normalisation
@@ -58,3 +60,18 @@ def fold_scale(
     )
     none = Normalisation()
     return Folded(folded, None if theta is None else theta / t, none, none, RAW_UNITS)
+
+
+def unfold_scale(parameters: SAEParameters, normalisation: Normalisation) -> SAEParameters:
+    """Undo `fold_scale` for one scale of input and target: weights in raw units to weights in normalised ones.
+
+    `W_enc` and the decoder rows are the same in both, `b_enc` and `b_dec` are multiplied by the scale.
+    The tensors are copies; `W_enc` lies feature-major in memory, as in `initial_parameters`.
+    """
+    factor = normalisation.factor
+    return SAEParameters(
+        W_enc=parameters.W_enc.T.clone(memory_format=torch.contiguous_format).T,
+        b_enc=parameters.b_enc * factor,
+        W_dec=parameters.W_dec.clone(memory_format=torch.contiguous_format),
+        b_dec=parameters.b_dec * factor,
+    )

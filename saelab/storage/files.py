@@ -47,6 +47,21 @@ def write_aside(path: Path, fill: Callable[[BinaryIO], None]) -> None:
     _sync_folder(path.parent)
 
 
+def move(path: Path, to: Path) -> None:
+    """Rename a file, also into another folder of the same file system, so that it lasts.
+
+    Raises:
+        SaelabError: The folder cannot be written; the file is where it was.
+    """
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, to)
+    except OSError as error:
+        raise SaelabError(f"cannot move {path} to {to}: {error.strerror}") from error
+    _sync_folder(to.parent)
+    _sync_folder(path.parent)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes as a whole file."""
     write_aside(path, lambda file: _write(file, content))
@@ -91,9 +106,16 @@ def append_line(path: Path, value: Any) -> int:
 
 
 def sync(path: Path) -> None:
-    """Wait until an appended file is on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Wait until an appended file is on the disk.
+
+    Raises:
+        SaelabError: The disk is full, or the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise SaelabError(f"cannot write {path}: {_why(error, path)}") from error
 
 
 def remove_leftovers(folder: Path, *patterns: str) -> None:
@@ -109,18 +131,23 @@ def remove_leftovers(folder: Path, *patterns: str) -> None:
                 leftover.unlink(missing_ok=True)
 
 
-def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
+def free_bytes(folder: Path) -> int:
+    """Return the free space where a folder is, or will be made."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+def require_free_space(
+    folder: Path, needed_bytes: int, what: str, advice: str = "free some space or ask for fewer tokens"
+) -> None:
     """Refuse work that cannot fit on the disk, before it starts.
 
     Raises:
         SaelabError: With the needed and the free bytes.
     """
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if needed_bytes > free:
+    if needed_bytes > (free := free_bytes(folder)):
         raise SaelabError(
-            f"{what} needs {needed_bytes:,} bytes in {folder}, but only {free:,} are free; "
-            "free some space or ask for fewer tokens"
+            f"{what} needs {needed_bytes:,} bytes in {folder}, but only {free:,} are free; {advice}"
         )
 
 

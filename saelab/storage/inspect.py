@@ -75,7 +75,9 @@ def list_folders(path: Path) -> list[Folder]:
     """Return the stores and runs at and below a path; what lies inside a run is part of it."""
     found: list[Folder] = []
     for folder in find_manifests(path):
-        if any(folder.is_relative_to(outer.path) for outer in found):
+        if any(folder.is_relative_to(outer.path) for outer in found if outer.kind != "group"):
+            continue
+        if any(folder.is_relative_to(outer.path / "checkpoints") for outer in found):
             continue
         try:
             manifest = read_manifest(folder)

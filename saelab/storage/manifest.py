@@ -49,6 +49,11 @@ def digest_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def describe_file(folder: Path, name: str) -> dict[str, Any]:
+    """Return a file's entry as manifests have it: ``bytes`` and ``blake2b``."""
+    return {"bytes": (folder / name).stat().st_size, "blake2b": digest_of_file(folder / name)}
+
+
 def write_manifest(
     folder: Path,
     kind: str,
@@ -65,10 +70,7 @@ def write_manifest(
         content: Facts about the content.
         known: Entries of an earlier manifest that stand as they are, so that damage since then stays visible.
     """
-    files = (known or {}) | {
-        name: {"bytes": (folder / name).stat().st_size, "blake2b": digest_of_file(folder / name)}
-        for name in names
-    }
+    files = (known or {}) | {name: describe_file(folder, name) for name in names}
     body = {"format": f"saelab-{kind}", "version": FORMAT_VERSION, "content": content, "files": files}
     write_json(folder / MANIFEST_NAME, body | {"blake2b": digest_of_body(body)})
     return Manifest(kind=kind, content=content, files=files)

@@ -1,159 +1,113 @@
-"""Read a text source into documents with their split.
+"""Read a text source into documents with their split, lazily and always in the same order.
 
-A `.jsonl` or `.parquet` file gives one document a line or row. A `.txt` file has no documents of
-its own, so it is cut into pieces of at least `TEXT_PIECE_CHARACTERS` characters, at blank lines
-where there are any: a file that were one document could not be split into training and held-out text.
+Documents are numbered from 0 in that order, both splits together: `iter_documents(spec, start)`
+gives the same documents from number `start` on, whatever was read before.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from saelab.errors import UsageError
-from saelab.text.documents import Document, with_splits
+from saelab.storage.manifest import digest_of
+from saelab.text.chat import chat_template_of
+from saelab.text.documents import Document, text_hash, with_splits
+from saelab.text.files import find_files, identity_of_files, kind_of, read_files
+from saelab.text.hub import is_saved_data_set, open_data_set
 from saelab.text.spec import TextSpec
 from saelab.text.stdlib import stdlib_documents
 
-TEXT_PIECE_CHARACTERS = 4000
-_CONVERSATION_FIELDS = ("messages", "conversations")
+STDLIB_SOURCES = ("stdlib", "stdlib-with-tests")
+
+
+def iter_documents(spec: TextSpec, start: int = 0) -> Iterator[Document]:
+    """Read the documents of a source one after the other, with their split.
+
+    Args:
+        spec: Which text.
+        start: Number of the first document, counting all of the source; those before it are passed over.
+
+    Returns:
+        An iterator that holds a small part of the source in memory (of `stdlib` all, a dozen megabytes).
+
+    Raises:
+        UsageError: The source is missing or of an unknown kind (at once), or a line or row has no text
+            (when it is reached).
+        SaelabError: A data set of the hub is gated or out of reach.
+    """
+    if start < 0:
+        raise UsageError(f"text: documents are numbered from 0, not {start}")
+    documents = _documents(spec, start)
+    return (d for d in documents if d.split == "heldout") if spec.only_heldout else documents
 
 
 def load_documents(spec: TextSpec) -> list[Document]:
-    """Read the documents of a source, in a fixed order, with their split.
+    """Read all documents of a source into memory; see `iter_documents`.
 
     Raises:
-        UsageError: The file is missing, of an unknown kind, empty, or a line or row has no text.
+        UsageError: As there, or no document has text.
     """
-    documents = _load_all(spec)
-    return [d for d in documents if d.split == "heldout"] if spec.only_heldout else documents
-
-
-def _load_all(spec: TextSpec) -> list[Document]:
-    if spec.source in ("stdlib", "stdlib-with-tests"):
-        return stdlib_documents(
-            include_tests=spec.source == "stdlib-with-tests", heldout_share=spec.heldout_share
-        )
-    path = Path(spec.source)
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        raise UsageError(_unknown(spec.source, path))
-    if not path.is_file():
-        raise UsageError(f"text: there is no file {path}")
-    try:
-        documents = list(with_splits(read(path), spec.heldout_share))
-    except OSError as error:
-        raise UsageError(f"text: cannot read {path}: {error.strerror or error}") from error
-    if not any(document.text for document in documents):
-        raise UsageError(f"text: {path} holds no document with text in it")
+    documents = list(iter_documents(spec))
+    if not any(document.n_characters for document in documents) and not spec.only_heldout:
+        raise UsageError(f"text: {spec.source} holds no document with text in it")
     return documents
 
 
-def text_hash(documents: Iterable[Document]) -> str:
-    """Return the 128-bit blake2b of ids, splits and texts in order: equal hashes mean equal documents."""
-    digest = hashlib.blake2b(digest_size=16)
-    for document in documents:
-        for part in (document.id, document.split, document.text):
-            encoded = part.encode()
-            digest.update(len(encoded).to_bytes(8, "little"))
-            digest.update(encoded)
-    return digest.hexdigest()
+def text_identity(spec: TextSpec) -> str:
+    """Return a digest that names the documents of a source and their splits without reading them all as text.
+
+    It stands for the names and contents of files, for what `stdlib` holds, or for a hub set's name,
+    subset, split and commit; and for everything else that decides documents and their rendering:
+    column, kept columns, share of held-out documents, chat template. A file's digest is kept in
+    memory as long as its size and time of change stay the same.
+
+    Raises:
+        UsageError: The source is missing or of an unknown kind.
+        SaelabError: A data set of the hub is gated or out of reach.
+    """
+    content: object
+    if spec.source in STDLIB_SOURCES:
+        content = text_hash(_documents(spec, 0))
+    elif files := _local_files(spec):
+        content = identity_of_files(files)
+    else:
+        content = open_data_set(spec).identity()
+    rest = [spec.column, spec.keep_columns, spec.heldout_share, spec.only_heldout, chat_template_of(spec)]
+    return digest_of(json.dumps([content, *rest]).encode())
 
 
-def _unknown(source: str, path: Path) -> str:
-    if path.exists():
-        return f"text: {path} is not a .txt, .jsonl or .parquet file, and nothing else is read"
-    return (
-        f"text: {source!r} is neither `stdlib`, `stdlib-with-tests` nor a .txt, .jsonl or .parquet file; "
-        "data sets of the hub are not supported in this version: save the text as one of these files"
-    )
+def _documents(spec: TextSpec, start: int) -> Iterator[Document]:
+    if spec.source in STDLIB_SOURCES:
+        _require_plain(spec, f"`{spec.source}`")
+        documents = stdlib_documents(
+            include_tests=spec.source == "stdlib-with-tests", heldout_share=spec.heldout_share
+        )
+        return islice(iter(documents), start, None)
+    if files := _local_files(spec):
+        return with_splits(read_files(files, spec, start), spec.heldout_share)
+    return with_splits(open_data_set(spec).documents(spec, start), spec.heldout_share)
 
 
-def _read_txt(path: Path) -> Iterator[Document]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"text: {path} is not UTF-8 (byte {error.start:,}); convert it first") from error
-    for number, piece in enumerate(_pieces(text)):
-        if piece.strip():
-            yield Document(id=f"{path.name}:{number:06d}", text=piece, source=path.name)
+def _local_files(spec: TextSpec) -> list[Path]:
+    """Return the files to read; none where the source is a data set."""
+    folder = Path(spec.source).expanduser()
+    if folder.is_dir() and (spec.subset or spec.split or is_saved_data_set(folder)):
+        return []
+    files = find_files(spec.source)
+    if files and (
+        given := [name for name in ("subset", "split", "revision") if getattr(spec, name) is not None]
+    ):
+        raise UsageError(f"text: {spec.source} is read as files, which have no {given[0]}; leave it out")
+    if txt := [path for path in files if kind_of(path.name) == ".txt"]:
+        _require_plain(spec, str(txt[0]))
+    return files
 
 
-def _pieces(text: str) -> Iterator[str]:
-    start = 0
-    while start < len(text):
-        end = start + TEXT_PIECE_CHARACTERS
-        # A blank line if one follows soon, else a line's end, else (one endless line) the bare limit.
-        for separator in ("\n\n", "\n"):
-            found = text.find(separator, end, end + TEXT_PIECE_CHARACTERS)
-            if found >= 0:
-                end = found + len(separator)
-                break
-        if len(text) - end < TEXT_PIECE_CHARACTERS // 2:
-            end = len(text)
-        yield text[start:end]
-        start = end
-
-
-def _read_jsonl(path: Path) -> Iterator[Document]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"text: {path}, line {number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UsageError(f"{where}: not valid JSON ({error})") from error
-            if not isinstance(record, dict):
-                raise UsageError(f'{where}: not a JSON object with a field "text"')
-            yield _document(record, path, number, where)
-
-
-def _read_parquet(path: Path) -> Iterator[Document]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = [name for name in ("id", "text") if name in file.schema_arrow.names]
-            if "text" not in columns:
-                raise UsageError(f'text: {path} has no column "text"; {_fields(file.schema_arrow.names)}')
-            number = 0
-            for batch in file.iter_batches(columns=columns):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield _document(record, path, number, f"text: {path}, row {number}")
-    except pyarrow.ArrowException as error:
-        raise UsageError(f"text: {path} cannot be read as Parquet: {error}".splitlines()[0]) from error
-
-
-def _document(record: dict[str, Any], path: Path, number: int, where: str) -> Document:
-    text = record.get("text")
-    if not isinstance(text, str):
-        problem = 'the field "text" is not a string' if "text" in record else 'no field "text"'
-        raise UsageError(f"{where}: {problem}; {_fields(record)}")
-    name = record.get("id")
-    identifier = f"{path.name}:{number}" if name is None else str(name)
-    try:
-        (identifier + text).encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{where}: the text holds half of a surrogate pair and is not Unicode") from error
-    return Document(id=identifier, text=text, source=path.name)
-
-
-def _fields(names: Iterable[str]) -> str:
-    names = list(names)
-    if any(name in names for name in _CONVERSATION_FIELDS):
-        return "conversations are not supported in this version: write each as one text"
-    return f"it has {', '.join(sorted(names)) or 'no fields'}"
-
-
-_READERS: dict[str, Callable[[Path], Iterator[Document]]] = {
-    ".txt": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}
+def _require_plain(spec: TextSpec, what: str) -> None:
+    """Refuse columns of a text that has none."""
+    if spec.column != "text" or spec.keep_columns:
+        name = spec.column if spec.column != "text" else spec.keep_columns[0]
+        raise UsageError(f"text: {what} is plain text and has no column {name!r}")

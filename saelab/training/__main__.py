@@ -6,11 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from saelab.activations.source import StoreSource
 from saelab.activations.store import Store
 from saelab.errors import Interrupted, SaelabError, UsageError
+from saelab.interrupts import stop_on_signals
 from saelab.storage.files import read_json
 from saelab.training.config import train_config_from_json
-from saelab.training.run import train_run
+from saelab.training.passes import HowToTrain
+from saelab.training.single import train_run
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,7 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     config = train_config_from_json(read_json(options.config), str(options.config))
-    train_run(config, Store.open(options.store), options.out, resume=options.resume)
+    source = StoreSource(Store.open(options.store))
+    with stop_on_signals() as stop:
+        train_run(config, source, options.out, HowToTrain(stop=stop, resume=options.resume))
 
 
 if __name__ == "__main__":

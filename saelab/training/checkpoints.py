@@ -14,41 +14,66 @@ from saelab.storage.manifest import check_file, read_manifest, write_manifest
 from saelab.storage.tensors import read_tensors, write_tensors
 from saelab_kernels.shapes import Tensor
 
-TENSORS, FACTS = "state.safetensors", "state.json"
+FACTS = "state.json"
 KEPT = 2
 _NAME = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run between two steps."""
+    """The state of a pass between two steps, on disk and checked; tensors are read when they are asked for."""
 
+    path: Path
     step: int
     """Steps done."""
-    tensors: dict[str, Tensor]
-    """Weights, moments, counters and the recipe's state, by dotted names."""
-    facts: dict[str, Any]
-    """Cursor, size of the metrics file, thread count."""
+    position: dict[str, Any]
+    """Where the stream of activations goes on."""
+    members: dict[str, dict[str, Any]]
+    """For each SAE that is still trained: size of its metrics file, skipped batches."""
+    parked: dict[str, str]
+    """SAEs that have diverged, with the diagnosis."""
+    threads: int
+    """Threads that it was computed with."""
+
+    def tensors(self, member: str) -> dict[str, Tensor]:
+        """Read one member's weights, moments, counters and recipe state, by dotted names."""
+        return read_tensors(self.path / tensors_name(member))
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_forever: bool, every: int) -> None:
+def tensors_name(member: str) -> str:
+    """Return the file of a member's tensors inside a checkpoint."""
+    return f"{member}.safetensors"
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, Tensor]],
+    facts: dict[str, Any],
+    *,
+    keep_forever: bool,
+    every: int,
+) -> None:
     """Write a checkpoint and remove those that are no longer needed.
 
     Kept are the last two at regular steps, those marked ``keep_forever`` (the one before the
     learning rate decays, where a longer run would branch off), and this one.
 
     Args:
-        folder: The run's ``checkpoints`` folder.
-        checkpoint: What to save.
+        folder: The ``checkpoints`` folder.
+        step: Steps done.
+        tensors: State of each member.
+        facts: The further fields of a `Checkpoint`.
         keep_forever: Whether this one outlives later ones.
         every: Regular steps are multiples of this number.
     """
-    place = folder / f"step-{checkpoint.step:06d}"
+    place = folder / f"step-{step:06d}"
     if place.exists():
         _remove(place)
-    write_tensors(place / TENSORS, checkpoint.tensors)
-    write_json(place / FACTS, checkpoint.facts | {"step": checkpoint.step, "keep": keep_forever})
-    write_manifest(place, "checkpoint", [TENSORS, FACTS], {"step": checkpoint.step})
+    for member, state in tensors.items():
+        write_tensors(place / tensors_name(member), state)
+    write_json(place / FACTS, facts | {"step": step, "keep": keep_forever})
+    write_manifest(place, "checkpoint", [*map(tensors_name, tensors), FACTS], {"step": step})
     _prune(folder, every)
 
 
@@ -64,12 +89,23 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     place = places[-1]
     try:
         manifest = read_manifest(place, "checkpoint")
-        for name in (TENSORS, FACTS):
+        for name in (FACTS, *manifest.files):
             check_file(place, name, manifest)
         facts = read_json(place / FACTS)
-        return Checkpoint(facts["step"], read_tensors(place / TENSORS), facts)
+        fields = ("step", "position", "members", "parked", "threads")
+        checkpoint = Checkpoint(place, **{name: facts[name] for name in fields})
+        if missing := [name for name in checkpoint.members if tensors_name(name) not in manifest.files]:
+            raise DamagedFileError(f"{place} lacks the state of {', '.join(missing)}")
+        return checkpoint
     except (DamagedFileError, KeyError, TypeError) as error:
         raise DamagedFileError(f"{error}; remove {place} to go on from the checkpoint before it") from error
+
+
+def remove_later_than(folder: Path, step: int) -> None:
+    """Remove the checkpoints after a step, newest first, so that a crash in between leaves a sound row."""
+    for place in reversed(finished_checkpoints(folder)):
+        if int(place.name.removeprefix("step-")) > step:
+            _remove(place)
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:

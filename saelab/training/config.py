@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from saelab.errors import UsageError
@@ -43,7 +43,7 @@ class DeadFeatures:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run: an SAE of one width on one hook of one activation store."""
+    """One training run: an SAE of one width on one hook of one store or live stream."""
 
     recipe: Recipe
     """Allocation, objective and their options."""
@@ -52,13 +52,23 @@ class TrainConfig:
     width: int
     """Number of features, d_sae."""
     tokens: int
-    """Tokens to train on, passes over the store included."""
+    """Tokens to train on, passes over the data included."""
+    extended_from: tuple[int, ...] = ()
+    """Tokens of the run before each time it was extended, the first length first."""
     batch: int = 2048
     """Tokens in a step."""
     lr: float
     """Peak learning rate of Adam."""
     seed: int = 0
-    """Seed of the weights and of the order of the data."""
+    """Seed of the weights."""
+    data_seed: int = 0
+    """Seed of the order of the data; the same for all SAEs that are trained on one pass."""
+    pool_rows: int
+    """Rows that are mixed in memory at a time, approximately; part of the order of the data."""
+    init_from: str | None = None
+    """Identity of the SAE whose weights this run starts from; random directions where not given."""
+    allow_model_mismatch: bool = False
+    """Let the SAE to start from come from another model of the same shapes and tokenizer."""
     normalisation: Literal["scale", "none", "layer_norm", "unit_norm"] = "scale"
     """How activations are scaled: ``scale`` and ``none`` fold into the weights, the others do not."""
     schedule: Schedule = field(default_factory=Schedule)
@@ -75,13 +85,39 @@ class TrainConfig:
     """Leave out batches with NaN or inf instead of stopping."""
     device: str = "cpu"
     """Device to train on."""
-    store_identity: str
-    """Identity of the activation store."""
+    source_identity: str
+    """Identity of the activation store, or of the live stream."""
 
     @property
     def steps(self) -> int:
         """Number of optimiser steps."""
         return max(1, self.tokens // self.batch)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of the run at first and after each extension, the present number last."""
+        return (*self.extended_from, self.tokens)
+
+    @property
+    def first_steps(self) -> int:
+        """Steps of the run's first length: what warm-up and the window of dead features are shares of."""
+        return max(1, self.lengths[0] // self.batch)
+
+    @property
+    def branch_steps(self) -> tuple[int, ...]:
+        """Steps before the learning rate falls, for each length: where a longer run branches off."""
+        steps = [max(1, tokens // self.batch) for tokens in self.lengths]
+        return tuple(n - round(self.schedule.decay_share * n) for n in steps)
+
+    def extended(self, tokens: int) -> TrainConfig:
+        """Return the configuration of this run made longer.
+
+        Raises:
+            UsageError: ``tokens`` is not more than the run has.
+        """
+        if tokens <= self.tokens:
+            raise UsageError(f"a run of {self.tokens:,} tokens can be extended to more, not to {tokens:,}")
+        return replace(self, tokens=tokens, extended_from=self.lengths)
 
     def check(self) -> None:
         """Refuse values that cannot work.
@@ -90,11 +126,13 @@ class TrainConfig:
             UsageError: Naming the value and its bound.
         """
         train_config_from_json(self.to_json(), "training")  # types, as strictly as from a file
-        for name in ("width", "tokens", "batch", "checkpoint_every", "log_every"):
+        for name in ("width", "tokens", "batch", "checkpoint_every", "log_every", "pool_rows"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.tokens < self.batch:
-            raise UsageError(f"tokens ({self.tokens:,}) must be at least one batch ({self.batch:,})")
+        if self.lengths[0] < self.batch:
+            raise UsageError(f"tokens ({self.lengths[0]:,}) must be at least one batch ({self.batch:,})")
+        if list(self.lengths) != sorted(set(self.lengths)):
+            raise UsageError(f"the lengths of an extended run must grow, not be {self.lengths}")
         if not 0 < self.lr < float("inf"):
             raise UsageError(f"lr must be a positive number, not {self.lr}")
         if not self.grad_clip > 0:
@@ -119,6 +157,7 @@ class TrainConfig:
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         return plain | {
             "recipe": self.recipe.to_json(),
+            "extended_from": list(self.extended_from),
             "schedule": asdict(self.schedule),
             "dead": asdict(self.dead),
         }

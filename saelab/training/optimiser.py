@@ -5,17 +5,21 @@ from __future__ import annotations
 import torch
 
 from saelab.sae.autoencoder import SAEParameters
-from saelab.training.config import Schedule
+from saelab.training.config import TrainConfig
 from saelab_kernels.gradients import GradientBuffers
 from saelab_kernels.shapes import Float, Tensor
 
 
-def lr_factor(step: int, steps: int, schedule: Schedule) -> float:
-    """Return the share of the peak learning rate at a step: linear rise, constant, linear fall to 0."""
-    warmup = round(schedule.warmup_share * steps)
-    decay = round(schedule.decay_share * steps)
+def lr_factor(step: int, config: TrainConfig) -> float:
+    """Return the share of the peak learning rate at a step: linear rise, constant, linear fall to 0.
+
+    The rise is a share of the run's first length and the fall one of its present length, so that a
+    run and its extension are the same up to where the shorter one began to fall.
+    """
+    warmup = round(config.schedule.warmup_share * config.first_steps)
+    decay = config.steps - config.branch_steps[-1]
     rising = (step + 1) / warmup if step < warmup else 1.0
-    falling = (steps - step) / decay if decay and step > steps - decay else 1.0
+    falling = (config.steps - step) / decay if decay and step > config.steps - decay else 1.0
     return min(rising, falling)
 
 

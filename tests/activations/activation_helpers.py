@@ -6,11 +6,11 @@ RESID_0, RESID_1 = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 
 
 def data_files(folder: Path) -> dict[str, bytes]:
-    """Every file of a store but the lock, by name."""
+    """Every data file of a store, by name: not the lock, not which store it was before."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name not in (".lock", "history.json")
     }
 
 

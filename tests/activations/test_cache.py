@@ -144,9 +144,9 @@ def test_a_finished_store_is_returned_without_running_the_model(make_store, tmp_
 
 def test_another_configuration_is_refused_with_the_differing_keys(make_store, tmp_path):
     make_store(tmp_path / "s")
-    with pytest.raises(UsageError, match="tokens: 600 there, 601 now") as caught:
-        make_store(tmp_path / "s", tokens=601)
-    assert "context" not in str(caught.value)
+    with pytest.raises(UsageError, match="context: 16 there, 15 now") as caught:
+        make_store(tmp_path / "s", context=15)
+    assert "tokens" not in str(caught.value)
 
 
 def test_another_text_of_the_same_name_is_refused(make_store, tmp_path, corpus):
@@ -155,8 +155,11 @@ def test_another_text_of_the_same_name_is_refused(make_store, tmp_path, corpus):
     text = TextSpec(source=str(path), heldout_share=0.25)
     make_store(tmp_path / "s", text=text)
     path.write_text(corpus.read_text().replace("some", "more"))
-    with pytest.raises(UsageError, match="text_hash"):
+    with pytest.raises(UsageError, match="was made from another text: its first 29 documents"):
         make_store(tmp_path / "s", text=text)
+    path.write_text("".join(corpus.read_text().splitlines(keepends=True)[:20]))
+    with pytest.raises(UsageError, match="was made from another text"):
+        make_store(tmp_path / "s", text=text, tokens=700)
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(make_store, tmp_path):

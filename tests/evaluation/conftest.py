@@ -2,15 +2,19 @@
 
 import json
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import SMALL, text_of
 
+from saelab import api
 from saelab.activations.cache import cache_activations
 from saelab.activations.spec import CacheConfig
 from saelab.activations.store import Store
+from saelab.evaluation import sources
 from saelab.lm.load import LanguageModel, load_model
 from saelab.lm.spec import ModelSpec
 from saelab.sae.autoencoder import Reconstruction
@@ -160,7 +164,8 @@ class KnownSAE:
             units="",
             model_identity=model_identity,
             model_name="",
-            store_identity="",
+            source_identity="",
+            tokenizer_hash="",
         )
 
     def encode(self, x):
@@ -179,3 +184,41 @@ def known_sae():
         return KnownSAE(function, d, store.model_identity.hash if store.model_identity else "", hook)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(world, tmp_path_factory):
+    """A group of two on the masked store, a run on the unmasked one, and a run that was trained live."""
+    folder = tmp_path_factory.mktemp("trained")
+    grid = api.Grid(widths=(32, 48), recipe_options={"topk": {"k": 4}})
+    api.train_grid(world.masked, grid, out=folder / "group", **SMALL)
+    options = {"width": 40, "recipe_options": {"k": 4}} | SMALL
+    api.train(world.unmasked, out=folder / "alone", **options)
+    text = api.TextSpec(source=text_of(world), heldout_share=0.5)
+    live = api.live(world.lm, text, at=HOOK, context=48, pool_rows=512)
+    api.train(live, out=folder / "live", **options)
+    return folder
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """Return a function that copies a run or group, so that a test may change it."""
+
+    def make(name):
+        shutil.copytree(trained / name, tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def loads(world, monkeypatch):
+    """Count which models are loaded."""
+    found = []
+
+    def load(spec):
+        found.append(spec)
+        return world.lm if spec.name == world.lm.spec.name else load_model(spec)
+
+    monkeypatch.setattr(sources, "load_model", load)
+    return found

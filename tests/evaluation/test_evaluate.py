@@ -171,8 +171,8 @@ def test_an_sae_that_gives_nan_is_said_to(world, known_sae):
     [
         ({"input_hooks": ("model.layers.1.output",)}, "the SAE reads model.layers.1.output, not"),
         ({"output_hooks": ("model.layers.1.output",)}, "only SAEs that reconstruct their own input"),
-        ({"d_in": 31}, "the SAE reads 31 dimensions"),
-        ({"model_identity": "another"}, "trained on model another"),
+        ({"d_in": 31}, "its width at model.layers.0.output is 31, here it is 32"),
+        ({"model_identity": "another"}, r"trained on model .*\(another\), here is model"),
     ],
 )
 def test_an_sae_of_something_else_is_refused(world, known_sae, change, message):

@@ -22,9 +22,10 @@ def measure(world, sae, store, rows=None, mean=None, batch_rows=4):
     rows = store.sequence_rows("heldout") if rows is None else rows
     mean = store.statistics(HOOK).mean if mean is None else mean
     hookpoint = resolve(HOOK, world.lm.hookpoints)
-    return loss_recovered(
-        sae, world.lm, store, hookpoint, rows=rows, mean=mean, batch_rows=batch_rows, tile=64
+    (found,) = loss_recovered(
+        [sae], world.lm, store, hookpoint, rows=rows, mean=mean, batch_rows=batch_rows, tile=64
     )
+    return found
 
 
 def shrunk(x):

@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 
 from saelab.errors import SaelabError, UsageError
-from saelab.lm.hooks import Hookpoint, list_hookpoints, resolve, slug
+from saelab.lm.hooks import Hookpoint, resolve, slug
 from saelab.lm.load import LanguageModel
+from saelab.lm.probe import list_hookpoints
 from saelab.lm.spec import ModelSpec
 
-LAYERS = {"llama": "model.layers", "gpt2": "transformer.h"}
+LAYERS = {"llama": "model.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
 
 
 def family(lm: LanguageModel) -> str:
@@ -41,7 +42,7 @@ def test_listing_reads_no_weights(folders, tmp_path):
 
 def test_every_transformer_lens_name_has_its_width(lm):
     widths = {hookpoint.alias: hookpoint.d_in for hookpoint in lm.hookpoints if hookpoint.alias}
-    mlp = {"llama": 40, "gpt2": 96}[family(lm)]
+    mlp = {"llama": 40, "gpt2": 96, "gpt_neox": 40}[family(lm)]
     expected = {"hook_embed": 24, "ln_final.hook_out": 24}
     for layer in range(3):
         expected |= {
@@ -54,10 +55,20 @@ def test_every_transformer_lens_name_has_its_width(lm):
 def test_only_activations_are_listed(lm):
     paths = {hookpoint.module_path for hookpoint in lm.hookpoints}
     assert len(paths) == len(lm.hookpoints)
-    not_activations = {"lm_head.output", "transformer.wpe.output", "model.rotary_emb.output", "model.output"}
+    not_activations = {
+        "lm_head.output",
+        "embed_out.output",
+        "transformer.wpe.output",
+        "model.rotary_emb.output",
+        "model.output",
+    }
     assert not paths & not_activations
     layer = LAYERS[family(lm)]
-    unnamed = {"llama": f"{layer}.0.mlp.gate_proj.output", "gpt2": f"{layer}.0.ln_2.output"}[family(lm)]
+    unnamed = {
+        "llama": f"{layer}.0.mlp.gate_proj.output",
+        "gpt2": f"{layer}.0.ln_2.output",
+        "gpt_neox": f"{layer}.0.mlp.input",
+    }[family(lm)]
     assert resolve(unnamed, lm.hookpoints).alias is None
 
 
@@ -113,7 +124,7 @@ def test_relatives_of_llama_have_all_its_names(llama_folder, tmp_path, model_typ
 
 def test_models_of_other_families_are_used_by_module_paths(llama_folder, tmp_path):
     config = shape_of(llama_folder)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gemma2", "head_dim": 8}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "olmo2"}))
     hookpoints = list_hookpoints(ModelSpec(name=str(tmp_path)))
     assert resolve("model.layers.2.output", hookpoints).d_in == 24
     assert {hookpoint.alias for hookpoint in hookpoints} == {None}

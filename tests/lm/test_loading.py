@@ -209,3 +209,22 @@ def test_hookpoint_names_can_be_used_without_transformers():
 def test_loading_prints_nothing(llama_folder, capfd):
     load_model(cpu(llama_folder))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_revision_goes_to_the_hub_and_listing_asks_for_the_configuration_alone(copied, monkeypatch):
+    from saelab.lm.probe import list_hookpoints
+
+    asked = []
+
+    def download(name, **options):
+        asked.append((name, options["revision"], options["allow_patterns"]))
+        return str(copied)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    spec = ModelSpec(name="someone/some-model", revision="v2", device="cpu")
+    assert list_hookpoints(spec) == list(load_model(spec).hookpoints)
+    listing, loading = asked
+    assert listing == ("someone/some-model", "v2", ["config.json"])
+    assert loading[:2] == ("someone/some-model", "v2")
+    assert "*.safetensors" in loading[2]
+    assert "*.bin" not in loading[2]

@@ -7,7 +7,7 @@ from saelab.errors import DamagedFileError, SaelabError, UsageError
 from saelab.sae.autoencoder import SAEParameters, SparseAutoencoder
 from saelab.sae.config import Normalisation, SAEConfig
 from saelab.sae.feature_statistics import FeatureAccumulator
-from saelab.sae.files import load_feature_statistics, load_sae, sae_identity, save_sae
+from saelab.sae.files import load_feature_statistics, load_optional_theta, load_sae, sae_identity, save_sae
 from saelab.sae.fold import fold_scale
 from saelab.sae.normalisation import denormalise, normalise, scale_to_unit_coordinates
 from saelab.storage.manifest import write_manifest
@@ -34,7 +34,8 @@ def config(**changes):
             "units": "raw",
             "model_identity": "abc",
             "model_name": "embedded",
-            "store_identity": "def",
+            "source_identity": "def",
+            "tokenizer_hash": "",
         }
         | changes
     )
@@ -61,6 +62,22 @@ def test_an_sae_survives_the_disk_bit_for_bit(sae, x, tmp_path):
     assert torch.equal(loaded(x), sae(x))
     assert torch.equal(loaded.encode(x).columns, sae.encode(x).columns)
     assert load_feature_statistics(tmp_path / "sae").n_tokens == 20
+
+
+@pytest.mark.parametrize("theta", [torch.tensor(0.5), torch.arange(D_SAE) / 7, None])
+def test_the_optional_threshold_survives_the_disk(sae, tmp_path, theta):
+    save_sae(tmp_path / "sae", sae, optional_theta=theta)
+    found = load_optional_theta(tmp_path / "sae")
+    assert (found is None) if theta is None else torch.equal(found, theta)
+
+
+@pytest.mark.parametrize(
+    "theta", [torch.zeros(D_SAE + 1), torch.tensor(float("nan")), torch.tensor(1).double()]
+)
+def test_an_optional_threshold_that_is_none_of_this_sae_is_refused(sae, tmp_path, theta):
+    save_sae(tmp_path / "sae", sae, optional_theta=theta)
+    with pytest.raises(DamagedFileError, match="optional_theta"):
+        load_optional_theta(tmp_path / "sae")
 
 
 def test_encode_and_decode_follow_the_definition(sae, x):

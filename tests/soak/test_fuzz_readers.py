@@ -236,7 +236,8 @@ def sae_config(d_in: int, d_sae: int) -> SAEConfig:
         units="raw",
         model_identity="",
         model_name="",
-        store_identity="",
+        source_identity="",
+        tokenizer_hash="",
     )
 
 

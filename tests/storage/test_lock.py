@@ -4,7 +4,8 @@ import sys
 import pytest
 
 from saelab.errors import SaelabError
-from saelab.storage.lock import locked
+from saelab.storage import lock
+from saelab.storage.lock import FolderLock, claimed, locked
 
 
 def test_a_second_process_is_refused_at_once_and_admitted_after(tmp_path):
@@ -34,4 +35,50 @@ def test_the_lock_is_released_when_the_work_fails(tmp_path):
 def test_a_path_that_is_a_file_is_one_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SaelabError, match="train: cannot write to"), locked(tmp_path / "file", "train"):
+        pass
+
+
+def test_many_share_a_folder_and_one_has_it_alone(tmp_path):
+    with FolderLock(tmp_path, "caching") as one, FolderLock(tmp_path, "caching") as two:
+        assert one.try_alone()
+        assert not two.try_alone()
+        assert not two.try_together()
+        assert one.try_together()
+        assert two.try_together()
+        assert not one.try_alone()
+        two.release()
+        assert one.try_alone()
+
+
+def test_who_does_something_else_is_refused_and_not_told_to_wait(tmp_path):
+    with FolderLock(tmp_path, "caching") as one, FolderLock(tmp_path, "train") as two:
+        assert one.try_alone()
+        assert one.try_together()
+        with pytest.raises(SaelabError, match=r"train: .* is in use by another process"):
+            two.try_alone()
+    # What somebody did before says nothing once the lock is free.
+    with FolderLock(tmp_path, "train") as two:
+        assert two.try_alone()
+
+
+def test_a_claim_is_one_processs_until_it_lets_go(tmp_path):
+    path = tmp_path / "new folder" / "shard.lock"
+    with claimed(path) as mine, claimed(path) as other:
+        assert mine
+        assert not other
+    with claimed(path) as mine:
+        assert mine
+
+
+def test_a_file_system_without_locks_is_one_error(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    with (
+        pytest.raises(
+            SaelabError, match=r"cannot lock .*Operation not supported; use a file system that has locks"
+        ),
+        claimed(tmp_path / "a.lock"),
+    ):
         pass

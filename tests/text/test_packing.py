@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import UsageError
-from saelab.text import packing
 from saelab.text.documents import Document
 from saelab.text.packing import KeepRule, pack, predictions_that_count
 
@@ -110,8 +109,7 @@ def test_a_bos_never_stands_last_in_a_row(tokenizer):
     assert [len(row) for row in rows_of(sequences)] == [5, 3]
 
 
-def test_only_as_much_text_is_read_as_is_needed(tokenizer, monkeypatch):
-    monkeypatch.setattr(packing, "CHARACTERS_PER_CALL", 50)
+def test_only_as_much_text_is_read_as_is_needed(tokenizer):
     read = []
 
     def documents():
@@ -119,7 +117,7 @@ def test_only_as_much_text_is_read_as_is_needed(tokenizer, monkeypatch):
             read.append(i)
             yield Document(id=str(i), text="some words here", source="test")
 
-    pack(documents(), tokenizer, context=16, max_kept=40)
+    pack(documents(), tokenizer, context=16, max_kept=40, characters_per_call=50)
     assert len(read) < 20
 
 

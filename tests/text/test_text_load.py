@@ -6,7 +6,8 @@ import pytest
 
 from saelab.errors import UsageError
 from saelab.text import load
-from saelab.text.load import load_documents, text_hash
+from saelab.text.documents import text_hash
+from saelab.text.load import load_documents
 from saelab.text.spec import TextSpec
 
 
@@ -77,13 +78,13 @@ def test_lines_without_id_are_numbered(tmp_path):
         ("a.jsonl", b'{"text": "x"}\nnonsense\n', "line 2: not valid JSON"),
         ("a.jsonl", b"[1]\n", "line 1: not a JSON object"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1.*not Unicode"),
-        ("a.jsonl", b'{"messages": []}\n', "line 1.*conversations are not supported"),
+        ("a.jsonl", b'{"messages": []}\n', 'line 1: no field "text"; it holds conversations'),
         ("a.jsonl", b'{"text": "\xff"}\n', "line 1"),
         ("a.jsonl", b"", "no document"),
         ("a.txt", b"  \n ", "no document"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.parquet", b"PAR1 not really", "cannot be read as Parquet"),
-        ("a.csv", b"text\nx\n", "not a .txt, .jsonl or .parquet"),
+        ("a.csv", b"text\nx\n", "not a .txt, .jsonl, .jsonl.gz or .parquet"),
     ],
 )
 def test_what_cannot_be_read_is_one_clear_line(tmp_path, name, content, message):
@@ -105,8 +106,10 @@ def test_parquet_without_a_text_column_is_refused(tmp_path):
     ("source", "message"),
     [
         ("there/is/none.jsonl", "no file"),
-        ("roneneldan/TinyStories", "hub are not supported"),
-        (".", "not a .txt"),
+        ("there/is/none-*.jsonl", "no file is named"),
+        ("a.jsonl,b.jsonl", "no file a.jsonl"),
+        ("no such name", "neither a file nor the name of a data set"),
+        ("json", "neither a file nor the name of a data set"),
     ],
 )
 def test_missing_sources_say_what_is_possible(source, message):

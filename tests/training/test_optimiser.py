@@ -91,8 +91,9 @@ def test_saved_moments_continue_bit_for_bit():
         assert torch.equal(tensor, other_params.named()[name]), name
 
 
-def test_the_learning_rate_rises_stays_and_falls_linearly():
-    factors = [lr_factor(step, 100, Schedule(warmup_share=0.1, decay_share=0.2)) for step in range(100)]
+def test_the_learning_rate_rises_stays_and_falls_linearly(make_config):
+    config = make_config(steps=100, schedule=Schedule(warmup_share=0.1, decay_share=0.2))
+    factors = [lr_factor(step, config) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9:80] == [1.0] * 71
     assert factors[90] == pytest.approx(0.5)

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from saelab.activations.source import StoreSource
 from saelab.activations.store import Store
 from saelab.api import train, train_config
 from saelab.evaluation.synthetic.generator import PlantedFeatures
 from saelab.evaluation.synthetic.recovery import feature_recovery
 from saelab.training.finish import finished_sae
-from saelab.training.loop import make_trainer
+from saelab.training.member import make_member
 
 
 def test_topk_recovers_planted_features(tmp_path):
@@ -32,13 +33,20 @@ def test_topk_recovers_planted_features(tmp_path):
     assert feature_recovery(W_dec, planted.directions(), 0.9) >= 0.99
 
 
+def untrained_sae(config, store, folder):
+    """The SAE as it is before the first step, finished, and its optional threshold."""
+    source = StoreSource(store)
+    return finished_sae(make_member("state", config, source, folder), source)
+
+
 @pytest.mark.parametrize("normalisation", ["scale", "none"])
 def test_the_folded_sae_reproduces_the_trained_one_in_raw_units(store, make_config, tmp_path, normalisation):
-    trainer = make_trainer(make_config(normalisation=normalisation), store, tmp_path)
+    source = StoreSource(store)
+    trainer = make_member("state", make_config(normalisation=normalisation), source, tmp_path)
     with torch.no_grad():
         trainer.params.b_enc.normal_(generator=torch.Generator().manual_seed(0))
     x = store.rows(None, "train", 0, 64).x
-    sae, _ = finished_sae(trainer, store)
+    sae, _ = finished_sae(trainer, source)
     factor = trainer.normalisation.factor
     u = (x * factor - trainer.params.b_dec) @ trainer.params.W_enc + trainer.params.b_enc
     kept = torch.zeros_like(u).scatter(1, u.topk(4, dim=1).indices, 1.0)
@@ -50,9 +58,7 @@ def test_the_folded_sae_reproduces_the_trained_one_in_raw_units(store, make_conf
 
 @pytest.mark.parametrize("normalisation", ["layer_norm", "unit_norm"])
 def test_a_normalisation_of_each_token_stays_and_says_so(store, make_config, tmp_path, normalisation):
-    sae, optional = finished_sae(
-        make_trainer(make_config(normalisation=normalisation), store, tmp_path), store
-    )
+    sae, optional = untrained_sae(make_config(normalisation=normalisation), store, tmp_path)
     x = store.rows(None, "train", 0, 32).x
     assert sae.config.input_normalisation.kind == normalisation
     assert "relative to each token's scale" in sae.config.units
@@ -63,7 +69,7 @@ def test_a_normalisation_of_each_token_stays_and_says_so(store, make_config, tmp
 
 
 def test_the_optional_threshold_gives_the_same_mean_number_of_features(store, make_config, tmp_path):
-    sae, theta = finished_sae(make_trainer(make_config(), store, tmp_path), store)
+    sae, theta = untrained_sae(make_config(), store, tmp_path)
     x = store.rows(None, "train", 0, store.n_rows(None, "train")).x
     u = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
     assert float((u > theta).double().sum(1).mean()) == pytest.approx(4, rel=2e-3)
@@ -74,7 +80,7 @@ def test_the_threshold_is_calibrated_over_all_rows_not_the_first(tmp_path):
     x[20_000:] *= 3
     store = Store.from_tensors(tmp_path / "store", x, dtype="float32")
     config = train_config(store, "topk", recipe_options={"k": 4}, width=32, tokens=640, batch=64)
-    sae, theta = finished_sae(make_trainer(config, store, tmp_path), store)
+    sae, theta = untrained_sae(config, store, tmp_path)
     x = store.rows(None, "train", 0, store.n_rows(None, "train")).x
     u = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
     assert float((u > theta).double().sum(1).mean()) == pytest.approx(4, rel=0.05)

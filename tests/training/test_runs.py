@@ -2,59 +2,36 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from training_helpers import SimulatedCrash, StopAfter, data_files, train_run
 
+from saelab.activations.source import StoreSource
 from saelab.activations.store import Store
 from saelab.api import train_config
 from saelab.errors import DamagedFileError, Interrupted, SaelabError, UsageError
-from saelab.interrupts import StopRequest
 from saelab.storage import files
 from saelab.storage.inspect import verify_folder
 from saelab.storage.manifest import read_manifest, write_manifest
 from saelab.storage.tensors import read_tensors, write_tensors
 from saelab.training.checkpoints import finished_checkpoints
 from saelab.training.config import train_config_from_json
-from saelab.training.run import Run, train_run
-
-NOT_DATA = {"timing.jsonl", "environment.json", ".lock"}
-
-
-def data_files(folder: Path) -> dict[str, bytes]:
-    """Every data file of a run: all but rates, host facts and locks."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in NOT_DATA
-    }
+from saelab.training.run import Run
 
 
 @pytest.fixture
 def straight(make_config, store, tmp_path):
     """The files of a run that was never stopped."""
-    train_run(make_config(), store, tmp_path / "straight", quiet=True)
+    train_run(make_config(), store, tmp_path / "straight")
     return data_files(tmp_path / "straight")
 
 
-class StopAfter(StopRequest):
-    """Asks for a stop when it has been looked at so many times."""
-
-    def __init__(self, looks):
-        self.looks = looks
-
-    @property
-    def requested(self):
-        self.looks -= 1
-        return self.looks < 0
-
-
 def test_a_finished_run_opens_verifies_and_is_not_trained_again(make_config, store, tmp_path):
-    run = train_run(make_config(), store, tmp_path / "run", quiet=True)
+    run = train_run(make_config(), store, tmp_path / "run")
     assert verify_folder(tmp_path / "run").problems == []
     before = data_files(tmp_path / "run")
-    again = train_run(make_config(), store, tmp_path / "run", quiet=True)
+    again = train_run(make_config(), store, tmp_path / "run")
     assert again == run == Run.open(tmp_path / "run")
     assert data_files(tmp_path / "run") == before
     assert run.store_path == store.path.resolve()
@@ -62,14 +39,14 @@ def test_a_finished_run_opens_verifies_and_is_not_trained_again(make_config, sto
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"])
 def test_a_run_that_names_a_store_no_folder_can_be_is_refused(make_config, store, tmp_path, name):
-    folder = train_run(make_config(steps=1), store, tmp_path / "run", quiet=True).path
+    folder = train_run(make_config(steps=1), store, tmp_path / "run").path
     write_manifest(folder, "run", list(read_manifest(folder).files), {"store": name})
     with pytest.raises(DamagedFileError, match="its manifest names the store"):
         Run.open(folder)
 
 
 def test_a_run_whose_configuration_cannot_work_is_refused(make_config, store, tmp_path):
-    folder = train_run(make_config(steps=1), store, tmp_path / "run", quiet=True).path
+    folder = train_run(make_config(steps=1), store, tmp_path / "run").path
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"batch": 0}))
     with pytest.raises(UsageError, match="batch must be at least 1, not 0"):
@@ -77,16 +54,16 @@ def test_a_run_whose_configuration_cannot_work_is_refused(make_config, store, tm
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(make_config, store, tmp_path, straight):
-    train_run(make_config(), store, tmp_path / "again", quiet=True)
+    train_run(make_config(), store, tmp_path / "again")
     assert data_files(tmp_path / "again") == straight
-    train_run(make_config(seed=1), store, tmp_path / "other", quiet=True)
+    train_run(make_config(seed=1), store, tmp_path / "other")
     assert data_files(tmp_path / "other")["sae/weights.safetensors"] != straight["sae/weights.safetensors"]
 
 
 @pytest.mark.parametrize("looks", [0, 4, 7, 12, 22, 24])
 def test_half_plus_resume_plus_half_equals_the_whole(make_config, store, tmp_path, straight, looks):
     with pytest.raises(Interrupted, match="the same command goes on") as stopped:
-        train_run(make_config(), store, tmp_path / "run", stop=StopAfter(looks), quiet=True)
+        train_run(make_config(), store, tmp_path / "run", stop=StopAfter(looks))
     newest = finished_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     if looks < 24:
         assert newest.name == f"step-{looks + 1:06d}"
@@ -94,12 +71,8 @@ def test_half_plus_resume_plus_half_equals_the_whole(make_config, store, tmp_pat
     else:
         assert newest.name == "step-000024"
         assert "stopped while finishing" in str(stopped.value)
-    train_run(make_config(), store, tmp_path / "run", quiet=True)
+    train_run(make_config(), store, tmp_path / "run")
     assert data_files(tmp_path / "run") == straight
-
-
-class SimulatedCrash(BaseException):
-    """Not an Exception, so that nothing can catch it and tidy up: like a kill."""
 
 
 def test_a_crash_at_every_write_leaves_a_run_that_the_same_call_finishes(
@@ -122,7 +95,7 @@ def test_a_crash_at_every_write_leaves_a_run_that_the_same_call_finishes(
 
     for name in real:
         monkeypatch.setattr(files.os, name, counting(name))
-    train_run(config, store, tmp_path / "counted", quiet=True)
+    train_run(config, store, tmp_path / "counted")
     straight = data_files(tmp_path / "counted")
     total = calls["seen"]
     assert total > 30
@@ -130,29 +103,29 @@ def test_a_crash_at_every_write_leaves_a_run_that_the_same_call_finishes(
         folder = tmp_path / f"crash-{crash_at}"
         calls["left"] = crash_at
         with pytest.raises(SimulatedCrash):
-            train_run(config, store, folder, quiet=True)
+            train_run(config, store, folder)
         calls["left"] = None
-        train_run(config, store, folder, quiet=True)
+        train_run(config, store, folder)
         assert data_files(folder) == straight, f"crash at write {crash_at}"
         shutil.rmtree(folder)
 
 
 def test_checkpoints_kept_are_the_last_two_and_the_one_before_the_decay(make_config, store, tmp_path):
-    train_run(make_config(steps=30), store, tmp_path / "run", quiet=True)
+    train_run(make_config(steps=30), store, tmp_path / "run")
     names = [place.name for place in finished_checkpoints(tmp_path / "run" / "checkpoints")]
     assert names == ["step-000021", "step-000025", "step-000030"]
 
 
 def test_another_configuration_is_refused_with_the_difference(make_config, store, tmp_path):
-    train_run(make_config(), store, tmp_path / "run", quiet=True)
+    train_run(make_config(), store, tmp_path / "run")
     with pytest.raises(UsageError, match=r"recipe\.k: 4 there, 5 now"):
-        train_run(make_config(k=5), store, tmp_path / "run", quiet=True)
+        train_run(make_config(k=5), store, tmp_path / "run")
 
 
 def test_a_folder_with_other_files_is_refused(make_config, store, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"holds other files \(thesis\.txt\)"):
-        train_run(make_config(), store, tmp_path, quiet=True)
+        train_run(make_config(), store, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
@@ -160,30 +133,30 @@ def test_two_trainers_on_one_folder_the_second_fails_at_once(make_config, store,
     from saelab.storage.lock import locked
 
     with locked(tmp_path / "run", "train"), pytest.raises(SaelabError, match="in use by another process"):
-        train_run(make_config(), store, tmp_path / "run", quiet=True)
+        train_run(make_config(), store, tmp_path / "run")
 
 
 def test_another_thread_count_is_refused_for_exact_and_allowed_for_plain(make_config, store, tmp_path):
     with pytest.raises(Interrupted):
-        train_run(make_config(), store, tmp_path / "run", stop=StopAfter(6), quiet=True)
+        train_run(make_config(), store, tmp_path / "run", stop=StopAfter(6))
     state = next((tmp_path / "run" / "checkpoints").glob("*/state.json"))
     facts = json.loads(state.read_text())
     files.write_json(state, facts | {"threads": facts["threads"] + 1})
     write_manifest(state.parent, "checkpoint", ["state.json", "state.safetensors"], {"step": facts["step"]})
     with pytest.raises(SaelabError, match="--resume plain"):
-        train_run(make_config(), store, tmp_path / "run", quiet=True)
-    assert train_run(make_config(), store, tmp_path / "run", resume="plain", quiet=True)
+        train_run(make_config(), store, tmp_path / "run")
+    assert train_run(make_config(), store, tmp_path / "run", resume="plain")
 
 
 def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(make_config, store, tmp_path):
     with pytest.raises(Interrupted):
-        train_run(make_config(), store, tmp_path / "run", stop=StopAfter(12), quiet=True)
+        train_run(make_config(), store, tmp_path / "run", stop=StopAfter(12))
     newest = finished_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "state.safetensors"
     content = bytearray(newest.read_bytes())
     content[-1] ^= 1
     newest.write_bytes(content)
     with pytest.raises(SaelabError, match=r"is damaged: .* remove .* to go on from the checkpoint before it"):
-        train_run(make_config(), store, tmp_path / "run", quiet=True)
+        train_run(make_config(), store, tmp_path / "run")
 
 
 def make_config_for(store):
@@ -205,14 +178,14 @@ def poisoned_store(tmp_path, store, value, rows=1700):
 def test_activations_that_are_not_finite_stop_the_run_and_are_kept(make_config, store, tmp_path, value):
     poisoned = poisoned_store(tmp_path, store, value)
     with pytest.raises(SaelabError, match=r"1 of 64 activations hold NaN or inf, the first at token 1,700"):
-        train_run(make_config(steps=80), poisoned, tmp_path / "run", quiet=True)
+        train_run(make_config(steps=80), poisoned, tmp_path / "run")
     saved = read_tensors(next((tmp_path / "run" / "nonfinite").iterdir()))
     assert int((~torch.isfinite(saved["x"])).any(1).sum()) == 1
 
 
 def test_batches_that_are_not_finite_can_be_skipped_and_are_counted(make_config, store, tmp_path):
     poisoned = poisoned_store(tmp_path, store, float("nan"))
-    run = train_run(make_config(steps=80, skip_nonfinite=True), poisoned, tmp_path / "run", quiet=True)
+    run = train_run(make_config(steps=80, skip_nonfinite=True), poisoned, tmp_path / "run")
     last = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["skipped_batches"] >= 1
     assert torch.isfinite(run.sae().W_dec).all()
@@ -226,7 +199,7 @@ def test_divergence_is_one_line_and_every_checkpoint_that_is_kept_is_good(
     with pytest.raises(
         SaelabError, match=r"diverged by step .* start a new run with a learning rate below 1e\+04"
     ):
-        train_run(config, store, tmp_path / "run", quiet=True)
+        train_run(config, store, tmp_path / "run")
     for place in finished_checkpoints(tmp_path / "run" / "checkpoints"):
         assert all(torch.isfinite(t).all() for t in read_tensors(place / "state.safetensors").values())
 
@@ -234,7 +207,7 @@ def test_divergence_is_one_line_and_every_checkpoint_that_is_kept_is_good(
 def test_a_run_whose_every_batch_is_skipped_still_finishes(tmp_path):
     store = Store.from_tensors(tmp_path / "clean", torch.randn(4096, 16), dtype="float32")
     poisoned = poisoned_store(tmp_path, store, float("nan"), rows=slice(0, None, 2))
-    run = train_run(make_config_for(poisoned), poisoned, tmp_path / "run", quiet=True)
+    run = train_run(make_config_for(poisoned), poisoned, tmp_path / "run")
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["skipped_batches"] == 3
     assert lines[-1]["fvu"] is None
@@ -259,14 +232,14 @@ def test_values_that_cannot_work_are_refused_with_the_bound(make_config, options
 
 def test_a_batch_larger_than_the_store_is_refused(store, make_config, tmp_path):
     with pytest.raises(UsageError, match="batch"):
-        train_run(make_config(tokens=10_000, batch=10_000), store, tmp_path / "run", quiet=True)
-    assert train_run(make_config(), store, tmp_path / "run", quiet=True), "the corrected command must work"
+        train_run(make_config(tokens=10_000, batch=10_000), store, tmp_path / "run")
+    assert train_run(make_config(), store, tmp_path / "run"), "the corrected command must work"
 
 
 def test_a_store_that_the_configuration_does_not_name_is_refused(make_config, tmp_path):
     other = Store.from_tensors(tmp_path / "other", torch.randn(4096, 16), dtype="float32")
-    with pytest.raises(UsageError, match="is not the store that the configuration names"):
-        train_run(make_config(), other, tmp_path / "run", quiet=True)
+    with pytest.raises(UsageError, match="are not those that the configuration names"):
+        train_run(make_config(), other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -275,24 +248,24 @@ def test_a_refused_folder_is_left_as_it_was(make_config, store, tmp_path):
         (tmp_path / "home" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "home" / name).write_text("mine")
     with pytest.raises(UsageError, match="holds other files"):
-        train_run(make_config(), store, tmp_path / "home", quiet=True)
+        train_run(make_config(), store, tmp_path / "home")
     assert (tmp_path / "home" / "thesis.writing").exists()
     assert (tmp_path / "home" / "deep" / "chapter.writing").exists()
 
 
 def test_metrics_that_are_shorter_than_the_checkpoint_says_are_refused(make_config, store, tmp_path):
     with pytest.raises(Interrupted):
-        train_run(make_config(), store, tmp_path / "run", stop=StopAfter(12), quiet=True)
+        train_run(make_config(), store, tmp_path / "run", stop=StopAfter(12))
     (tmp_path / "run" / "metrics.jsonl").write_bytes(b"cut")
     with pytest.raises(SaelabError, match=r"metrics\.jsonl has 3 bytes, but"):
-        train_run(make_config(), store, tmp_path / "run", quiet=True)
+        train_run(make_config(), store, tmp_path / "run")
 
 
-def test_a_width_that_does_not_fit_is_refused_with_the_largest_that_does(make_config):
-    from saelab.training.memory import require_memory
+def test_a_width_that_does_not_fit_is_refused_with_the_largest_that_does(make_config, store):
+    from saelab.training.memory import plan_training
 
     with pytest.raises(SaelabError, match=r"largest width that fits is about \d"):
-        require_memory(make_config(width=10**9), 16)
+        plan_training({"run": make_config(width=10**9)}, StoreSource(store))
 
 
 def test_a_configuration_survives_json_and_unknown_fields_are_refused(make_config):

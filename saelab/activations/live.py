@@ -1,0 +1,150 @@
+"""A language model and a text as a source of activations for training: read live, nothing on the disk.
+
+Statistics and calibration come from the first pool, which is kept: the training itself never waits
+for a second pass over the text.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from saelab.activations.live_pool import LivePool, PoolMaker, PoolStart, PoolStopped
+from saelab.activations.live_stream import LiveStream
+from saelab.activations.packed import require_context
+from saelab.activations.source import Order, RowStream, spread_tiles
+from saelab.activations.spec import ITEM_BYTES, LiveConfig
+from saelab.activations.statistics import HookStatistics, StatisticsAccumulator
+from saelab.errors import Interrupted, UsageError
+from saelab.interrupts import StopRequest
+from saelab.lm.hooks import resolve_all
+from saelab.lm.identity import ModelIdentity
+from saelab.lm.load import LanguageModel, load_model
+from saelab.progress import Progress
+from saelab.storage.manifest import digest_of
+from saelab.text.load import text_identity
+from saelab_kernels.shapes import Float, Tensor
+
+POOLS_IN_MEMORY = 3
+"""The first one, which is kept, the one that is consumed, and the one that is made."""
+
+# They do not change what is read: which places are read, and on what the model runs.
+_NOT_PART_OF_IDENTITY = ("model", "text", "at")
+
+
+@dataclass(frozen=True)
+class LiveHook:
+    """A hookpoint of a live stream."""
+
+    module_path: str
+    alias: str | None
+    d_in: int
+
+
+class LiveSource:
+    """A model, a text and the hookpoints to read.
+
+    Args:
+        config: What to read.
+        lm: The model that ``config.model`` names, if it is loaded already.
+
+    Raises:
+        UsageError: A hookpoint is unknown, or the context is longer than the model's.
+        SaelabError: The model or the text cannot be loaded.
+    """
+
+    def __init__(self, config: LiveConfig, lm: LanguageModel | None = None) -> None:
+        self.lm = lm or load_model(config.model)
+        # Nothing of a live stream is stored, so no column can be kept.
+        self.config = config = replace(config, text=replace(config.text, keep_columns=()))
+        require_context(config, self.lm)
+        self._hookpoints = resolve_all(config.at, self.lm.hookpoints)
+        self._maker = PoolMaker(self.lm, self._hookpoints, config)
+        self._first: LivePool | None = None
+        self._identity: str | None = None
+        self._making = threading.Lock()
+
+    @property
+    def identity(self) -> str:
+        """Digest of model, text, packing, masks and pools: what decides the rows and how they are mixed."""
+        if self._identity is None:
+            self._identity = self._digest()
+        return self._identity
+
+    def _digest(self) -> str:
+        settings = {k: v for k, v in asdict(self.config).items() if k not in _NOT_PART_OF_IDENTITY}
+        parts = [self.lm.identity.to_json(), text_identity(self.config.text), settings]
+        return digest_of(json.dumps(parts, sort_keys=True).encode())
+
+    @property
+    def model_identity(self) -> ModelIdentity | None:
+        return self.lm.identity
+
+    @property
+    def hooks(self) -> tuple[LiveHook, ...]:
+        return tuple(LiveHook(hp.module_path, hp.alias, hp.d_in) for hp in self._hookpoints)
+
+    def hook(self, name: str | None) -> LiveHook:
+        found = [hook for hook in self.hooks if name is None or name in (hook.module_path, hook.alias)]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(hook.alias or hook.module_path for hook in self.hooks)
+        if name is None:
+            raise UsageError(f"live: several hookpoints are read, choose one: {names}")
+        raise UsageError(f"live: the hookpoint {name!r} is not read; these are: {names}")
+
+    def prepare(self, stop: StopRequest, *, quiet: bool) -> None:
+        """Make the first pool, from which statistics and samples come.
+
+        Raises:
+            Interrupted: A stop was asked for; nothing had been written.
+        """
+        with self._making:
+            if self._first is not None:
+                return
+            try:
+                with Progress("reading the first pool", self.config.pool_rows, "tokens", quiet=quiet) as bar:
+                    self._first = self._maker.make(PoolStart(), lambda: stop.requested, bar.advance)
+            except PoolStopped:
+                raise Interrupted("stopped before the first step; the same command starts again") from None
+
+    def statistics(self, hook: str) -> HookStatistics:
+        x = self.first_pool.x[self.hook(hook).module_path]
+        accumulator = StatisticsAccumulator(x.shape[1])
+        accumulator.add(x)
+        return accumulator.finish()
+
+    def spread_rows(self, hook: str, rows: int) -> Iterator[Float[Tensor, "tile d_in"]]:
+        x = self.first_pool.x[self.hook(hook).module_path]
+        yield from spread_tiles(len(x), rows, lambda start, stop: x[start:stop].float())
+
+    def default_pool_rows(self, hook: str) -> int:
+        return self.config.pool_rows
+
+    def pool_bytes(self, hook: str, pool_rows: int) -> int:
+        return POOLS_IN_MEMORY * pool_rows * self.hook(hook).d_in * ITEM_BYTES[self.config.dtype]
+
+    def open(self, hooks: Sequence[str], order: Order, position: dict[str, Any] | None) -> RowStream:
+        if order.pool_rows != self.config.pool_rows:
+            raise UsageError(
+                f"live: pool_rows is {order.pool_rows:,} in the training and {self.config.pool_rows:,} in the stream"
+            )
+        return LiveStream(self._maker, hooks, order, position, self.first_pool)
+
+    def describe(self, folder: Path) -> dict[str, Any]:
+        return {
+            "live": asdict(self.config),
+            "model": self.lm.identity.to_json(),
+            "source_identity": self.identity,
+        }
+
+    @property
+    def first_pool(self) -> LivePool:
+        """The first pool of the stream, made when it is first wanted, and kept."""
+        self.prepare(StopRequest(), quiet=True)
+        assert self._first is not None
+        return self._first

@@ -1,0 +1,227 @@
+"""Where training gets its activations: an activation store, or a model that is run while training.
+
+Both are the same to a trainer: statistics before the first step, batches in a random order that is a
+function of a seed and a position, and rows spread over the data for calibration at the end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from saelab.activations.facts import StoredHook
+from saelab.activations.spec import ITEM_BYTES
+from saelab.activations.statistics import HookStatistics
+from saelab.activations.store import Store
+from saelab.activations.stream import POOL_BYTES, Batch, StoreStream
+from saelab.interrupts import StopRequest
+from saelab.lm.identity import ModelIdentity
+from saelab_kernels.shapes import Float, Tensor
+
+SPREAD_TILE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What decides the order of the rows, beside the data themselves."""
+
+    batch: int
+    """Rows of a batch."""
+    seed: int
+    """Decides the permutations."""
+    pool_rows: int
+    """Rows that are mixed at a time, approximately."""
+    total_rows: int
+    """Rows that will be wanted in all: nothing is read ahead beyond them."""
+
+
+@runtime_checkable
+class SourceHook(Protocol):
+    """A hookpoint of a source."""
+
+    @property
+    def module_path(self) -> str:
+        """Canonical name."""
+        ...
+
+    @property
+    def alias(self) -> str | None:
+        """TransformerLens name, where there is one."""
+        ...
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        ...
+
+
+@runtime_checkable
+class RowStream(Protocol):
+    """Batches of one or several hookpoints."""
+
+    def next(self) -> dict[str, Batch]:
+        """Return the next batch of each hookpoint, by module path."""
+        ...
+
+    def position(self) -> dict[str, Any]:
+        """Return, as JSON values, where the next batch begins; a stream opened there gives the same batches."""
+        ...
+
+    def close(self) -> None:
+        """Stop reading ahead and free the memory."""
+        ...
+
+
+@runtime_checkable
+class ActivationSource(Protocol):
+    """What a trainer needs of its data."""
+
+    @property
+    def identity(self) -> str:
+        """Digest of what decides the activations: equal identities give equal rows."""
+        ...
+
+    @property
+    def model_identity(self) -> ModelIdentity | None:
+        """The model that made them; None for somebody's own activations."""
+        ...
+
+    @property
+    def hooks(self) -> Sequence[SourceHook]:
+        """The hookpoints that there are."""
+        ...
+
+    def hook(self, name: str | None) -> SourceHook:
+        """Find a hookpoint by either spelling; None means the only one (UsageError where that is not so)."""
+        ...
+
+    def prepare(self, stop: StopRequest, *, quiet: bool) -> None:
+        """Do the work that statistics and samples need, where there is any (Interrupted where it was stopped)."""
+        ...
+
+    def statistics(self, hook: str) -> HookStatistics:
+        """Return statistics of the training rows of a hookpoint, or of a large sample of them."""
+        ...
+
+    def spread_rows(self, hook: str, rows: int) -> Iterator[Float[Tensor, "tile d_in"]]:
+        """Yield about ``rows`` finite training rows in tiles, a fair sample in any order of documents."""
+        ...
+
+    def default_pool_rows(self, hook: str) -> int:
+        """Return the size of the mixing pool where none is asked for."""
+        ...
+
+    def pool_bytes(self, hook: str, pool_rows: int) -> int:
+        """Return the memory that the mixing of one hookpoint takes."""
+        ...
+
+    def open(self, hooks: Sequence[str], order: Order, position: dict[str, Any] | None) -> RowStream:
+        """Open a stream at a position that an earlier one gave, or at the start."""
+        ...
+
+    def describe(self, folder: Path) -> dict[str, Any]:
+        """Return what a run in ``folder`` records of its source, to find it or make it again."""
+        ...
+
+
+def spread_tiles(
+    total: int, rows: int, read: Callable[[int, int], Float[Tensor, "n d_in"]]
+) -> Iterator[Float[Tensor, "tile d_in"]]:
+    """Yield tiles of consecutive rows at equal distances, about ``rows`` of ``total``, without NaN and inf.
+
+    Args:
+        total: Rows that there are; all are yielded where they are no more than ``rows``.
+        rows: Rows that are wanted.
+        read: Returns the rows from a start to a stop.
+    """
+    tiles = -(-total // SPREAD_TILE)
+    wanted = max(1, min(tiles, rows // SPREAD_TILE))
+    for index in range(wanted):
+        start = index * tiles // wanted * SPREAD_TILE
+        x = read(start, min(start + SPREAD_TILE, total))
+        yield x[torch.isfinite(x).all(1)]
+
+
+class StoreSource:
+    """The training rows of an activation store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def identity(self) -> str:
+        return self.store.identity
+
+    @property
+    def model_identity(self) -> ModelIdentity | None:
+        return self.store.model_identity
+
+    @property
+    def hooks(self) -> tuple[StoredHook, ...]:
+        return self.store.hooks
+
+    def hook(self, name: str | None) -> StoredHook:
+        return self.store.hook(name)
+
+    def prepare(self, stop: StopRequest, *, quiet: bool) -> None:
+        """Nothing: a store knows its statistics."""
+
+    def statistics(self, hook: str) -> HookStatistics:
+        return self.store.statistics(hook)
+
+    def spread_rows(self, hook: str, rows: int) -> Iterator[Float[Tensor, "tile d_in"]]:
+        total = self.store.n_rows(hook, "train")
+        yield from spread_tiles(total, rows, lambda a, b: self.store.rows(hook, "train", a, b).x)
+
+    def default_pool_rows(self, hook: str) -> int:
+        return POOL_BYTES // self._row_bytes(hook)
+
+    def pool_bytes(self, hook: str, pool_rows: int) -> int:
+        return 2 * min(pool_rows, self.store.n_rows(hook, "train")) * self._row_bytes(hook)
+
+    def open(self, hooks: Sequence[str], order: Order, position: dict[str, Any] | None) -> RowStream:
+        return _StorePass(self.store, hooks, order, 0 if position is None else position["rows"])
+
+    def describe(self, folder: Path) -> dict[str, Any]:
+        path = os.path.relpath(self.store.path.resolve(), folder.resolve())
+        return {"store": path, "source_identity": self.identity}
+
+    def _row_bytes(self, hook: str) -> int:
+        stored = self.store.hook(hook)
+        return stored.d_in * ITEM_BYTES[stored.dtype]
+
+
+class _StorePass:
+    """One stream for each hookpoint, in step with one another."""
+
+    def __init__(self, store: Store, hooks: Sequence[str], order: Order, cursor: int) -> None:
+        with ExitStack() as opened:
+            self._streams = {
+                hook: opened.enter_context(
+                    StoreStream(
+                        store,
+                        hook,
+                        batch_size=order.batch,
+                        seed=order.seed,
+                        cursor=cursor,
+                        pool_rows=order.pool_rows,
+                    )
+                )
+                for hook in hooks
+            }
+            self._opened = opened.pop_all()
+
+    def next(self) -> dict[str, Batch]:
+        return {hook: stream.next() for hook, stream in self._streams.items()}
+
+    def position(self) -> dict[str, Any]:
+        return {"rows": next(iter(self._streams.values())).cursor}
+
+    def close(self) -> None:
+        self._opened.close()

@@ -1,0 +1,106 @@
+"""Train one SAE into a run folder: started, resumed or extended by the same call, finished once, never overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saelab.activations.source import ActivationSource
+from saelab.errors import UsageError
+from saelab.fields import differences
+from saelab.storage.files import WRITING_SUFFIX, remove_leftovers, require_free_space
+from saelab.storage.lock import LOCK_NAME, locked
+from saelab.training.config import TrainConfig
+from saelab.training.extend import extend_run, extends
+from saelab.training.finish import is_finished
+from saelab.training.loggers import LOGS
+from saelab.training.memory import plan_training
+from saelab.training.passes import HowToTrain, PassPlan, train_pass
+from saelab.training.run import CHECKPOINTS, CONFIG, GROUP, SAE, Run, read_config
+from saelab.training.warm_start import require_warm_start
+
+STATE = "state"
+"""What a checkpoint calls the one member of a run."""
+
+
+def train_run(
+    config: TrainConfig, source: ActivationSource, folder: Path, how: HowToTrain | None = None
+) -> Run:
+    """Train an SAE, or finish an interrupted run of the same configuration, or extend a shorter one.
+
+    Args:
+        config: What to train.
+        source: Activations; their identity must be the one in the configuration.
+        folder: The run folder. A finished run of the same configuration is returned as it is; one
+            that ``config`` extends goes on from where its learning rate began to fall.
+        how: How to watch, stop and resume.
+
+    Raises:
+        UsageError: The configuration cannot work, or the folder holds a run of another one.
+        Interrupted: A stop was asked for; the same call goes on.
+        SaelabError: Memory or disk do not suffice, the data are not finite, or the loss diverged.
+    """
+    how = how or HowToTrain()
+    require_sound(config, source, how)
+    plan = plan_training({STATE: config}, source)
+    with locked(folder, "train"):
+        _require_own_folder(folder, config)
+        remove_leftovers(folder, "*", f"{SAE}/*", f"{CHECKPOINTS}/*/*")
+        if (saved := saved_config(folder)) is not None and saved != config:
+            extend_run(folder, folder / CHECKPOINTS, saved, config)
+        if not is_finished(folder):
+            require_free_space(folder, plan.disk_bytes - size_of(folder), "training")
+            train_pass(
+                PassPlan(members={STATE: config}, folders={STATE: folder}, checkpoints=folder / CHECKPOINTS),
+                source,
+                how,
+            )
+    return Run.open(folder)
+
+
+def require_sound(config: TrainConfig, source: ActivationSource, how: HowToTrain) -> None:
+    """Refuse a configuration that cannot work or does not belong to the source.
+
+    Raises:
+        UsageError: Naming the value.
+    """
+    config.check()
+    if source.identity != config.source_identity:
+        raise UsageError(
+            f"the activations are not those that the configuration names ({config.source_identity}); "
+            f"theirs is {source.identity}"
+        )
+    require_warm_start(how.warm, config, source)
+
+
+def saved_config(folder: Path) -> TrainConfig | None:
+    """Return the configuration of the run in a folder, finished or not; None where there is none."""
+    return read_config(folder) if (folder / CONFIG).exists() else None
+
+
+def size_of(folder: Path) -> int:
+    """Return the size of everything in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _require_own_folder(folder: Path, config: TrainConfig) -> None:
+    """Refuse a folder that holds anything but a run of this configuration or a shorter one, before touching it."""
+    if (saved := saved_config(folder)) is not None:
+        if saved != config and not extends(config, saved):
+            found = differences(saved.to_json(), config.to_json())
+            raise UsageError(
+                f"{folder} holds a run of another configuration ({'; '.join(found)}); "
+                "choose another folder, or give the same options"
+            )
+        return
+    require_empty(folder)
+
+
+def require_empty(folder: Path) -> None:
+    """Refuse a folder that holds anything of somebody else's.
+
+    Raises:
+        UsageError: Naming some of what is there.
+    """
+    known = {LOCK_NAME, CONFIG + WRITING_SUFFIX, GROUP + WRITING_SUFFIX, LOGS}
+    if strangers := sorted(path.name for path in folder.iterdir() if path.name not in known):
+        raise UsageError(f"{folder} holds other files ({', '.join(strangers[:3])}); choose a new folder")

@@ -92,7 +92,7 @@ def _same_pairs(documents: NDArray[np.int64]) -> float:
 def _same_pairs_of_text(source: LiveSource) -> float:
     """Share of pairs of tokens of the whole training text that are of one document."""
     train = [d.text for d in load_documents(source.config.text) if d.split == "train"]
-    lengths: Iterable[int] = (len(ids) for ids in source.lm.tokenizer(train)["input_ids"])
+    lengths: Iterable[int] = (len(ids) for ids in source.lm.tokenizer(train, verbose=False)["input_ids"])
     counts = np.fromiter(lengths, dtype=np.int64)
     return float((counts * (counts - 1)).sum() / (counts.sum() * (counts.sum() - 1)))
 

@@ -195,9 +195,7 @@ class StoreWriter:
         found_some = False
         for shard in range(len(self.shards)):
             if damaged := self.shards.damaged(shard):
-                bar.say(
-                    f"cache: {self.out / damaged[0]} was damaged since it was written; it is made again"
-                )
+                bar.say(f"cache: {self.out / damaged[0]} was damaged since it was written; it is made again")
                 self.shards.drop(shard)
                 found_some = True
             after_part()

@@ -80,7 +80,9 @@ def test_an_unfinished_store_is_extended_too(make_store, tmp_path, monkeypatch, 
     assert store.extended_from == ()
 
 
-def test_a_crash_while_extending_leaves_the_old_store_or_an_unfinished_one(make_store, tmp_path, monkeypatch):
+def test_a_crash_while_extending_leaves_the_old_store_or_an_unfinished_one(
+    make_store, tmp_path, monkeypatch, harvested
+):
     options = {"at": (RESID_0, RESID_1), "loss": True, "shard_rows": 64}
     expected = data_files(make_store(tmp_path / "straight", tokens=130, **options).path)
     old = data_files(make_store(tmp_path / "old", tokens=70, **options).path)
@@ -109,8 +111,10 @@ def test_a_crash_while_extending_leaves_the_old_store_or_an_unfinished_one(make_
             complete.add(number)
             found = data_files(out)
             assert {name: found[name] for name in found if not name.endswith(".writing")} == old
+        harvested.clear()
         make_store(out, tokens=130, **options)
         assert data_files(out) == expected, number
+    assert harvested == []  # only the manifest was missing
     assert complete == {1, 2}  # while the history is written, and before the manifest is moved away
 
 

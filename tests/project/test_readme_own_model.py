@@ -18,7 +18,7 @@ from saelab.storage.inspect import verify_folder
 README = (Path(__file__).parents[2] / "README.md").read_text()
 SECTION = re.search(r"^## Your own model\n(.*?)^## ", README, re.DOTALL | re.MULTILINE).group(1)
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
+    "{{ bos_token }}{% for turn in messages %}[{{ turn['role'] }}] {{ turn['content'] }}\n{% endfor %}"
 )
 
 
@@ -30,12 +30,9 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     tokenizer = byte_tokenizer("words of a language that says little\n", 300, chat_template=CHAT_TEMPLATE)
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=4,
-            bos_token_id=0, eos_token_id=0, initializer_range=0.3,
-        )  # fmt: skip
-    )
+    shape = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
+    config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **shape)
+    model = GPT2LMHeadModel(config)
     for name in ("mine", "tuned"):
         model.save_pretrained(home / "models" / name)
         tokenizer.save_pretrained(home / "models" / name)
@@ -94,7 +91,9 @@ def test_the_commands_of_the_section_do_what_it_says(done):
 def test_the_fine_tune_is_refused_without_the_flag(done, monkeypatch, capsys):
     monkeypatch.chdir(done)
     command = next(line for line in SECTION.splitlines() if "--allow-model-mismatch" in line)
-    arguments = shlex.split(command.replace("--allow-model-mismatch", "").replace("runs/tuned", "runs/no"))[1:]
+    arguments = shlex.split(command.replace("--allow-model-mismatch", "").replace("runs/tuned", "runs/no"))[
+        1:
+    ]
     assert run(arguments) == 2
     assert "--allow-model-mismatch" in capsys.readouterr().err
     assert not (done / "runs" / "no").exists()

@@ -1,0 +1,18 @@
+"""The loop in Python: cache, train, evaluate, load. `import saelab` offers these names without loading torch."""
+
+from saelab.api.data import cache, cache_inputs, live, open_store
+from saelab.api.evaluating import evaluate, evaluate_many, load
+from saelab.api.training import train, train_config, train_grid
+
+__all__ = [
+    "cache",
+    "cache_inputs",
+    "evaluate",
+    "evaluate_many",
+    "live",
+    "load",
+    "open_store",
+    "train",
+    "train_config",
+    "train_grid",
+]

@@ -14,6 +14,7 @@ from saelab.activations.store import Store
 from saelab.evaluation.examples import render_text, top_contexts
 from saelab.evaluation.telling import telling_features
 from saelab.lm.load import LanguageModel, load_model
+from saelab.lm.spec import ModelSpec
 from saelab.memory import peak_memory_bytes
 from saelab.training.run import Run
 
@@ -80,7 +81,7 @@ def run_demo(folder: Path, budget: DemoBudget, quiet: bool = False) -> DemoRepor
     """
     report = DemoReport(folder)
     with _stage(report, "load"):
-        lm = load_model(api.ModelSpec())
+        lm = load_model(ModelSpec())
     with _stage(report, "cache", folder / "store") as rate:
         store = api.cache(
             "embedded", "stdlib", at=HOOK, tokens=budget.store_tokens, out=folder / "store", quiet=quiet

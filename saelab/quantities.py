@@ -31,9 +31,13 @@ def parse_width(text: str | int, d_in: int) -> int:
     Raises:
         UsageError: It is neither.
     """
-    if isinstance(text, str) and text.startswith("x"):
-        return parse_count(text[1:]) * d_in
-    return parse_count(text)
+    times = isinstance(text, str) and text.startswith("x")
+    try:
+        return parse_count(text[1:]) * d_in if times else parse_count(text)  # pyright: ignore[reportIndexIssue]
+    except UsageError as error:
+        raise UsageError(
+            f"width {text!r} is not a positive whole number; write for example 4096, 16k, or x8 for 8 times d_in"
+        ) from error
 
 
 def parse_duration(text: str) -> float:

@@ -12,6 +12,7 @@ interrupted anywhere is completed by the same call, to the same bytes, by any nu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from saelab.activations import layout
@@ -40,6 +41,7 @@ from saelab.lm.load import LanguageModel, load_model
 from saelab.storage.files import WRITING_SUFFIX
 from saelab.storage.lock import LOCK_NAME, FolderLock
 from saelab.storage.manifest import MANIFEST_NAME, check_file, read_manifest
+from saelab.text.documents import Document
 from saelab.text.load import iter_documents
 from saelab.text.packing import TokenSequences
 
@@ -51,6 +53,7 @@ def cache_activations(
     progress: bool = True,
     stop: StopRequest | None = None,
     lm: LanguageModel | None = None,
+    documents: Iterable[Document] | None = None,
 ) -> Store:
     """Cache activations, go on with it, help others with it, extend the store, or return it if it is finished.
 
@@ -61,6 +64,7 @@ def cache_activations(
         progress: Show progress on standard error.
         stop: When asked to stop, this process ends within a batch, or within seconds at the end of a shard.
         lm: The model that `config.model` names, if it is loaded already.
+        documents: Read these, some of those of `config.text`, into a new folder that nobody goes on with.
 
     Raises:
         UsageError: A hookpoint is unknown, the context is longer than the model's, or the folder
@@ -69,7 +73,7 @@ def cache_activations(
             dtype, or the folder is in use for something else.
         Interrupted: A stop was asked for; the same call goes on.
     """
-    out, stop = Path(out), stop or StopRequest()
+    config, out, stop = config.resolved(), Path(out), stop or StopRequest()
     if lm is None:
         _require_memory(config)
         lm = load_model(config.model)
@@ -79,7 +83,7 @@ def cache_activations(
     if _is_finished(out, request) and not (out / UNFINISHED).exists():
         require_same_text(out, read_again(config.text, out))
         return Store.open(out)
-    text = ReadText(iter_documents(config.text), mark=documents_read(out))
+    text = ReadText(iter_documents(config.text) if documents is None else documents, mark=documents_read(out))
     sequences = _pack(text, lm, config)
     request = with_text(request, text)
     harvester = Harvester(lm, hookpoints, sequences, config)

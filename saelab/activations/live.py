@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ from saelab.storage.manifest import digest_of
 from saelab.text.load import text_identity
 from saelab_kernels.shapes import Float, Tensor
 
-POOLS_IN_MEMORY = 3
-"""The first one, which is kept, the one that is consumed, and the one that is made."""
+POOLS_IN_MEMORY = 4
+"""The first one, which is kept, the one that is consumed, and the one that is made, twice while it is joined."""
 
-# They do not change what is read: which places are read, and on what the model runs.
-_NOT_PART_OF_IDENTITY = ("model", "text", "at")
+# Named by hashes, or (the places that are read) without a part in the rows.
+_NOT_IN_SETTINGS = ("model", "text", "at")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,23 @@ class LiveHook:
     module_path: str
     alias: str | None
     d_in: int
+
+
+def live_identity(config: LiveConfig, model: dict[str, Any]) -> str:
+    """Return the identity of a live source as its text is now.
+
+    Args:
+        config: What is read; its hookpoints by module paths.
+        model: Identity of the model, as JSON.
+
+    Raises:
+        UsageError: The text is not there.
+        SaelabError: A data set of the hub is gated or out of reach.
+    """
+    settings = {k: v for k, v in asdict(config).items() if k not in _NOT_IN_SETTINGS}
+    if config.mask_norm_ratio is not None:  # an outlier at any of the places is left out at all
+        settings["at"] = sorted(config.at)
+    return digest_of(json.dumps([model, text_identity(config.text), settings], sort_keys=True).encode())
 
 
 class LiveSource:
@@ -58,27 +75,29 @@ class LiveSource:
     """
 
     def __init__(self, config: LiveConfig, lm: LanguageModel | None = None) -> None:
+        config = config.resolved()
         self.lm = lm or load_model(config.model)
         # Nothing of a live stream is stored, so no column can be kept.
         self.config = config = replace(config, text=replace(config.text, keep_columns=()))
         require_context(config, self.lm)
         self._hookpoints = resolve_all(config.at, self.lm.hookpoints)
+        self.config = config = replace(config, at=tuple(hp.module_path for hp in self._hookpoints))
         self._maker = PoolMaker(self.lm, self._hookpoints, config)
         self._first: LivePool | None = None
         self._identity: str | None = None
+        self._statistics: dict[str, HookStatistics] = {}
         self._making = threading.Lock()
 
     @property
     def identity(self) -> str:
         """Digest of model, text, packing, masks and pools: what decides the rows and how they are mixed."""
         if self._identity is None:
-            self._identity = self._digest()
+            self._identity = live_identity(self.config, self.lm.identity.to_json())
         return self._identity
 
-    def _digest(self) -> str:
-        settings = {k: v for k, v in asdict(self.config).items() if k not in _NOT_PART_OF_IDENTITY}
-        parts = [self.lm.identity.to_json(), text_identity(self.config.text), settings]
-        return digest_of(json.dumps(parts, sort_keys=True).encode())
+    @property
+    def earlier_identities(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def model_identity(self) -> ModelIdentity | None:
@@ -110,13 +129,16 @@ class LiveSource:
                 with Progress("reading the first pool", self.config.pool_rows, "tokens", quiet=quiet) as bar:
                     self._first = self._maker.make(PoolStart(), lambda: stop.requested, bar.advance)
             except PoolStopped:
-                raise Interrupted("stopped before the first step; the same command starts again") from None
+                raise Interrupted("stopped while the first pool was read; the same command goes on") from None
 
     def statistics(self, hook: str) -> HookStatistics:
-        x = self.first_pool.x[self.hook(hook).module_path]
-        accumulator = StatisticsAccumulator(x.shape[1])
-        accumulator.add(x)
-        return accumulator.finish()
+        path = self.hook(hook).module_path
+        if path not in self._statistics:
+            x = self.first_pool.x[path]
+            accumulator = StatisticsAccumulator(x.shape[1])
+            accumulator.add(x)
+            self._statistics[path] = accumulator.finish()
+        return self._statistics[path]
 
     def spread_rows(self, hook: str, rows: int) -> Iterator[Float[Tensor, "tile d_in"]]:
         x = self.first_pool.x[self.hook(hook).module_path]
@@ -125,15 +147,19 @@ class LiveSource:
     def default_pool_rows(self, hook: str) -> int:
         return self.config.pool_rows
 
-    def pool_bytes(self, hook: str, pool_rows: int) -> int:
-        return POOLS_IN_MEMORY * pool_rows * self.hook(hook).d_in * ITEM_BYTES[self.config.dtype]
+    def pool_bytes(self, hooks: Iterable[str], pool_rows: int) -> int:
+        width = sum(hook.d_in for hook in self.hooks)  # a pool holds all of them
+        return POOLS_IN_MEMORY * pool_rows * width * ITEM_BYTES[self.config.dtype]
 
     def open(self, hooks: Sequence[str], order: Order, position: dict[str, Any] | None) -> RowStream:
         if order.pool_rows != self.config.pool_rows:
             raise UsageError(
                 f"live: pool_rows is {order.pool_rows:,} in the training and {self.config.pool_rows:,} in the stream"
             )
-        return LiveStream(self._maker, hooks, order, position, self.first_pool)
+        first = self.first_pool
+        maker = PoolMaker(self.lm, self._hookpoints, self.config)  # each stream reads the text by itself
+        maker.norm_limits = self._maker.norm_limits
+        return LiveStream(maker, hooks, order, position, first)
 
     def describe(self, folder: Path) -> dict[str, Any]:
         return {

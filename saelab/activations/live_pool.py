@@ -17,7 +17,11 @@ from saelab.lm.hooks import Hookpoint
 from saelab.lm.load import LanguageModel
 from saelab.text.documents import Document
 from saelab.text.load import iter_documents
+from saelab.text.packing import TokenSequences
 from saelab_kernels.shapes import Float, Int, Tensor
+
+LONGEST_EXCESS = 1_000_000
+"""Rows by which a pool may be larger than was asked for, because it ends with a document."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +91,33 @@ class PoolMaker:
             advance: Told the rows of each batch that is done.
 
         Raises:
-            SaelabError: The text has no training document with tokens, or an activation is not finite.
+            SaelabError: The text has no training document with tokens that are kept, or one of over a million
+                too many, or an activation is not finite.
             PoolStopped: ``stopped`` said so.
         """
-        sequences, end = self._pack(start)
-        if sequences is None:
-            if start.document == 0:
-                raise SaelabError(f"live: {self.config.text.source} has no training document with tokens")
-            return self.make(PoolStart(epoch=start.epoch + 1), stopped, advance)
+        empty_pass = start.epoch
+        while True:
+            sequences, end = self._pack(start)
+            if sequences is None:  # the end of the text
+                if start.document == 0 or start.epoch > empty_pass:
+                    raise SaelabError(
+                        f"{self.config.text.source} has no training document with tokens that are kept"
+                    )
+                start = PoolStart(epoch=start.epoch + 1)
+                continue
+            pool = self._harvest(sequences, start, end, stopped, advance)
+            if pool.n_rows:
+                return pool
+            start = pool.after
+
+    def _harvest(
+        self,
+        sequences: TokenSequences,
+        start: PoolStart,
+        end: int,
+        stopped: Callable[[], bool],
+        advance: Callable[[int], None],
+    ) -> LivePool:
         harvester = Harvester(self.lm, self.hookpoints, sequences, self.config, self.norm_limits)
         self.norm_limits = harvester.norm_limits  # of the first pool: the same for the whole stream
         batches = []
@@ -117,7 +140,7 @@ class PoolMaker:
             document=torch.from_numpy(numbers[sequences.document_of_token(token_index.numpy())]),
         )
 
-    def _pack(self, start: PoolStart):
+    def _pack(self, start: PoolStart) -> tuple[TokenSequences | None, int]:
         """Pack whole training documents from a start on; return them and the number of the next document."""
         if self._reader is None or self._reader.next_number != start.document:
             self._reader = _DocumentReader(self.config, start.document)
@@ -130,7 +153,13 @@ class PoolMaker:
         if sequences is None:  # documents without tokens to the end of the text
             self._reader = None
             return None, reader.next_number
-        reader.give_back_after(int(sequences.documents.ids[-1]))
+        last = int(sequences.documents.ids[-1])
+        if int(sequences.keep.sum()) > self.config.pool_rows + LONGEST_EXCESS:
+            raise SaelabError(
+                f"{self.config.text.source}: document {last} is so long that a pool of {self.config.pool_rows:,} rows "
+                f"would hold {int(sequences.keep.sum()):,}; cut it into documents, or cache the text to a store"
+            )
+        reader.give_back_after(last)
         return sequences, reader.next_number
 
 

@@ -87,6 +87,9 @@ class LiveStream:
             with suppress(PoolStopped):
                 self._next.exception()
         self._loader.shutdown(wait=True, cancel_futures=True)
+        # The stream outlives its use in a training's last part, its memory shall not.
+        self._next = None
+        self._pool = self._first
         self._orders.clear()
 
     def _advance(self) -> None:

@@ -23,8 +23,11 @@ def require_context(config: HarvestConfig, lm: LanguageModel) -> None:
     on its neighbours.
 
     Raises:
-        UsageError: As above.
+        UsageError: As above, or it cannot be given text at all.
     """
+    if not lm.reads_tokens or lm.optional_tokenizer is None:
+        hint = "" if lm.reads_tokens else "; saelab.cache_inputs in Python gives it batches of its own inputs"
+        raise UsageError(f"cache: {lm.identity.name} has no tokenizer, so it cannot be given text{hint}")
     if config.packing == "packed" and not lm.causal:
         raise UsageError(
             f"cache: {lm.identity.name} reads in both directions, so packed documents would see one another; "

@@ -30,6 +30,11 @@ from saelab.text.documents import Document, TextHash
 from saelab.text.load import iter_documents
 from saelab.text.spec import TextSpec
 
+# Pinned by the hashes of what was read, and written down so that it can be read again: another spelling
+# of a path, a copy elsewhere, or another way to load the same weights makes no other store.
+_PINNED_OF_TEXT = ("source", "subset", "split", "revision", "streaming", "chat_template")
+_NAMES_OF_MODEL = ("name", "revision", "adapter")
+
 Request = dict[str, Any]
 """A request as JSON values: ``config``, ``inputs`` (model, text) and ``environment``."""
 
@@ -134,8 +139,9 @@ def compare_requests(folder: Path, request: Request) -> bool:
         UsageError: Another configuration, other inputs, or fewer tokens; the message shows what differs.
     """
     found = _read(folder)
-    differing = differences(_content(found), _content(request))
-    if differing:
+    # The names make a difference in the hash readable.
+    with_names = _model_of(found).get("hash") != _model_of(request).get("hash")
+    if differing := differences(_content(found, with_names), _content(request, with_names)):
         raise UsageError(
             f"cache: {folder} was made with another configuration ({'; '.join(differing)}); "
             "choose another folder, or repeat the earlier command"
@@ -191,14 +197,28 @@ def _read(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _content(request: Request) -> dict[str, Any]:
-    """What must be equal: everything but the number of tokens, and with it how much of the text was read."""
+def _content(request: Request, with_names: bool) -> dict[str, Any]:
+    """What must be equal: all but the number of tokens, how much text was read for them, and what hashes pin."""
+    config, inputs = _table(request.get("config")), _table(request.get("inputs"))
+    model = _model_of(request)
+    return {
+        "config": _without(config, "tokens", "model")
+        | {"text": _without(_table(config.get("text")), *_PINNED_OF_TEXT)},
+        "inputs": _without(inputs, "text")
+        | {"model": model if with_names else _without(model, *_NAMES_OF_MODEL)},
+    }
 
-    def without(part: str, key: str) -> Any:
-        found = request.get(part)
-        return {k: v for k, v in found.items() if k != key} if isinstance(found, dict) else found
 
-    return {"config": without("config", "tokens"), "inputs": without("inputs", "text")}
+def _model_of(request: Request) -> dict[str, Any]:
+    return _table(_table(request.get("inputs")).get("model"))
+
+
+def _table(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
+
+
+def _without(table: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name not in names}
 
 
 def _tokens(found: dict[str, Any], folder: Path) -> int:
@@ -209,6 +229,4 @@ def _tokens(found: dict[str, Any], folder: Path) -> int:
 
 
 def _text_of(found: dict[str, Any]) -> dict[str, Any]:
-    inputs = found.get("inputs")
-    text = inputs.get("text") if isinstance(inputs, dict) else None
-    return text if isinstance(text, dict) else {}
+    return _table(_table(found.get("inputs")).get("text"))

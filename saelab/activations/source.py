@@ -7,7 +7,7 @@ function of a seed and a position, and rows spread over the data for calibration
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,11 @@ class ActivationSource(Protocol):
         ...
 
     @property
+    def earlier_identities(self) -> tuple[str, ...]:
+        """Identities that it had before it was extended."""
+        ...
+
+    @property
     def model_identity(self) -> ModelIdentity | None:
         """The model that made them; None for somebody's own activations."""
         ...
@@ -117,8 +122,8 @@ class ActivationSource(Protocol):
         """Return the size of the mixing pool where none is asked for."""
         ...
 
-    def pool_bytes(self, hook: str, pool_rows: int) -> int:
-        """Return the memory that the mixing of one hookpoint takes."""
+    def pool_bytes(self, hooks: Iterable[str], pool_rows: int) -> int:
+        """Return the host memory that the mixing of some hookpoints takes."""
         ...
 
     def open(self, hooks: Sequence[str], order: Order, position: dict[str, Any] | None) -> RowStream:
@@ -159,6 +164,10 @@ class StoreSource:
         return self.store.identity
 
     @property
+    def earlier_identities(self) -> tuple[str, ...]:
+        return self.store.extended_from
+
+    @property
     def model_identity(self) -> ModelIdentity | None:
         return self.store.model_identity
 
@@ -180,10 +189,13 @@ class StoreSource:
         yield from spread_tiles(total, rows, lambda a, b: self.store.rows(hook, "train", a, b).x)
 
     def default_pool_rows(self, hook: str) -> int:
-        return POOL_BYTES // self._row_bytes(hook)
+        # The same for all hookpoints of a store, so that they can be trained on one pass.
+        return POOL_BYTES // max(self._row_bytes(stored.module_path) for stored in self.hooks)
 
-    def pool_bytes(self, hook: str, pool_rows: int) -> int:
-        return 2 * min(pool_rows, self.store.n_rows(hook, "train")) * self._row_bytes(hook)
+    def pool_bytes(self, hooks: Iterable[str], pool_rows: int) -> int:
+        return sum(
+            2 * min(pool_rows, self.store.n_rows(hook, "train")) * self._row_bytes(hook) for hook in hooks
+        )
 
     def open(self, hooks: Sequence[str], order: Order, position: dict[str, Any] | None) -> RowStream:
         return _StorePass(self.store, hooks, order, 0 if position is None else position["rows"])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 from saelab.errors import DamagedFileError, UsageError
 from saelab.fields import read_fields
 from saelab.lm.spec import ModelSpec
 from saelab.text.spec import CHAT_COLUMNS, TextSpec
 
+ConfigT = TypeVar("ConfigT", bound="HarvestConfig")
 StoredDtype = Literal["bfloat16", "float16", "float32"]
 ITEM_BYTES: dict[StoredDtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -51,21 +52,30 @@ class HarvestConfig:
                 f"cache: mask_first_positions is {self.mask_first_positions}, which leaves nothing of a row; "
                 f"it must be below the context, {self.context}"
             )
-        if self.mask_norm_ratio is not None and not self.mask_norm_ratio > 1:
-            raise UsageError(f"cache: mask_norm_ratio is {self.mask_norm_ratio}, it must be above 1")
+        if self.mask_norm_ratio is not None and not 1 < self.mask_norm_ratio < float("inf"):
+            raise UsageError(f"cache: mask_norm_ratio is {self.mask_norm_ratio}, it must be a number above 1")
         if not self.at:
             raise UsageError("cache: name at least one hookpoint (--at); `saelab hooks MODEL` lists them")
         if self.packing not in ("packed", "document", "conversation"):
             raise UsageError(
                 f"cache: packing {self.packing!r} is unknown; choose packed, document or conversation"
             )
-        if (self.packing == "conversation") != self.text.is_chat:
+        if self.packing == "conversation" and not self.text.is_chat:
             raise UsageError(
-                f"cache: the column {self.text.column!r} and the packing {self.packing!r} do not go together: "
-                f"{' and '.join(CHAT_COLUMNS)} hold conversations, which need the packing `conversation`"
+                f"cache: the packing `conversation` reads turns, and the column {self.text.column!r} holds none: "
+                f"name the column that does ({' or '.join(f'--column {name}' for name in CHAT_COLUMNS)})"
+            )
+        if self.packing != "conversation" and self.text.is_chat:
+            raise UsageError(
+                f"cache: the column {self.text.column!r} holds conversations, which the packing {self.packing!r} "
+                "does not read: choose --packing conversation"
             )
         if self.dtype not in ITEM_BYTES:
             raise UsageError(f"cache: dtype {self.dtype!r} is unknown; choose one of {', '.join(ITEM_BYTES)}")
+
+    def resolved(self: ConfigT) -> ConfigT:
+        """Return the same with absolute paths for a local model and text, as it is to be recorded."""
+        return replace(self, model=self.model.resolved(), text=self.text.resolved())
 
     @property
     def stores_loss(self) -> bool:

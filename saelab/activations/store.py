@@ -6,7 +6,6 @@ it is first read. `saelab verify` also compares checksums.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from saelab.activations import layout
 from saelab.activations.facts import StoredHook, StoreFacts
-from saelab.activations.history import earlier_identities
+from saelab.activations.history import earlier_identities, identity_of
 from saelab.activations.row_map import RowMap
 from saelab.activations.rows import Rows
 from saelab.activations.shards import ShardReader
@@ -27,7 +26,7 @@ from saelab.activations.statistics import HookStatistics
 from saelab.errors import DamagedFileError, SaelabError, UsageError
 from saelab.lm.identity import ModelIdentity
 from saelab.lm.spec import ModelSpec
-from saelab.storage.manifest import Manifest, check_file, digest_of, read_manifest
+from saelab.storage.manifest import Manifest, check_file, read_manifest
 from saelab.storage.tensors import read_tensors
 from saelab.text.documents import HELDOUT_SHARE, Split
 from saelab.text.packing import TokenSequences
@@ -141,12 +140,8 @@ class Store:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of what the store holds: its facts and the checksums of its data files.
-
-        How and where it was made (`config.json`) is left out: equal data have equal identities.
-        """
-        files = {name: facts for name, facts in self.manifest.files.items() if name != layout.CONFIG}
-        return digest_of(json.dumps([self.manifest.content, files], sort_keys=True).encode())
+        """Digest of what the store holds: equal data have equal identities, wherever they were made."""
+        return identity_of(self.manifest)
 
     @property
     def extended_from(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The loop in Python: cache, train, evaluate, load. `import saelab` offers these names without loading torch."""
 
-from saelab.api.data import cache, cache_inputs, live, open_store
+from saelab.api.data import cache, cache_inputs, hooks, live, open_store
 from saelab.api.evaluating import evaluate, evaluate_many, load
 from saelab.api.training import train, train_config, train_grid
 
@@ -9,6 +9,7 @@ __all__ = [
     "cache_inputs",
     "evaluate",
     "evaluate_many",
+    "hooks",
     "live",
     "load",
     "open_store",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,20 +12,20 @@ from saelab.activations.live import LiveSource
 from saelab.activations.own import OwnBatch
 from saelab.activations.spec import CacheConfig, LiveConfig
 from saelab.activations.store import Store
+from saelab.errors import UsageError
 from saelab.interrupts import stop_on_signals
+from saelab.lm.hooks import Hookpoint, resolve_all
 from saelab.lm.load import LanguageModel, module_identity
 from saelab.lm.modules import Batch, ModuleActivations, iter_activations
+from saelab.lm.probe import list_hookpoints
 from saelab.lm.spec import ModelSpec
 from saelab.quantities import parse_count
 from saelab.text.spec import TextSpec
 
-if TYPE_CHECKING:
-    pass
-
 
 def cache(
-    model: str | ModelSpec | LanguageModel,
-    text: str | TextSpec,
+    model: str | Path | ModelSpec | LanguageModel,
+    text: str | Path | TextSpec,
     *,
     at: str | Sequence[str],
     tokens: int | str,
@@ -53,7 +53,7 @@ def cache(
     lm = model if isinstance(model, LanguageModel) else None
     config = CacheConfig(
         model=_model_spec(model),
-        text=TextSpec(source=text) if isinstance(text, str) else text,
+        text=_text_spec(text),
         at=(at,) if isinstance(at, str) else tuple(at),
         tokens=parse_count(tokens),
         **options,
@@ -102,7 +102,11 @@ def open_store(path: Path | str) -> Store:
 
 
 def live(
-    model: str | ModelSpec | LanguageModel, text: str | TextSpec, *, at: str | Sequence[str], **options: Any
+    model: str | Path | ModelSpec | LanguageModel,
+    text: str | Path | TextSpec,
+    *,
+    at: str | Sequence[str],
+    **options: Any,
 ) -> LiveSource:
     """Open a model and a text as a source that `train` reads while it trains, with nothing on the disk.
 
@@ -115,14 +119,45 @@ def live(
     lm = model if isinstance(model, LanguageModel) else None
     config = LiveConfig(
         model=_model_spec(model),
-        text=TextSpec(source=text) if isinstance(text, str) else text,
+        text=_text_spec(text),
         at=(at,) if isinstance(at, str) else tuple(at),
         **options,
     )
     return LiveSource(config, lm)
 
 
-def _model_spec(model: str | ModelSpec | LanguageModel) -> ModelSpec:
+def hooks(
+    model: str | Path | ModelSpec | LanguageModel, *, match: str | Sequence[str] = ()
+) -> list[Hookpoint]:
+    """List where a model's activations can be read, in the order of a forward pass, without loading weights.
+
+    Args:
+        model: ``embedded``, a folder, a hub name, a full specification, or a model that is loaded.
+        match: Only these, in either spelling, patterns too.
+
+    Raises:
+        UsageError: There is no such model, or no such hookpoint.
+    """
+    spec = _model_spec(model)
+    found = model.hookpoints if isinstance(model, LanguageModel) else list_hookpoints(spec)
+    wanted = (match,) if isinstance(match, str) else tuple(match)
+    return list(resolve_all(wanted, found) if wanted else found)
+
+
+def _model_spec(model: str | Path | ModelSpec | LanguageModel) -> ModelSpec:
     if isinstance(model, LanguageModel):
         return model.spec
-    return ModelSpec(name=model) if isinstance(model, str) else model
+    if isinstance(model, nn.Module):
+        raise UsageError(
+            f"a {type(model).__name__} is a bare module: wrap it with saelab.LanguageModel.from_module(module, "
+            "tokenizer, name=...), and hand that over"
+        )
+    if not isinstance(model, str | Path | ModelSpec):
+        raise UsageError(
+            f"a model is a name, a ModelSpec or a LanguageModel, not {type(model).__name__} {model!r}"
+        )
+    return model if isinstance(model, ModelSpec) else ModelSpec(name=str(model))
+
+
+def _text_spec(text: str | Path | TextSpec) -> TextSpec:
+    return text if isinstance(text, TextSpec) else TextSpec(source=str(text))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelab.activations.store import Store
+from saelab.errors import UsageError
 from saelab.evaluation.run_list import expand_runs, open_run
 from saelab.evaluation.runs import HowToEvaluate, evaluate_runs
 from saelab.evaluation.sources import TokenSource, text_to_evaluate
@@ -35,12 +36,14 @@ def evaluate(
     **options: Any,
 ) -> Evaluation:
     """Evaluate one finished run and keep the record in it; see `evaluate_many`."""
+    if not isinstance(run, Run | Path | str):
+        raise UsageError("evaluate takes one run; evaluate_many takes several")
     run = run if isinstance(run, Run) else open_run(run)
     return evaluate_many([run], tokens=tokens, store=store, text=text, model=model, lm=lm, **options)[0]
 
 
 def evaluate_many(
-    runs: Sequence[Run | Path | str],
+    runs: Sequence[Run | Path | str] | Run | Path | str,
     *,
     tokens: int | str = "65536",
     store: Store | None = None,
@@ -52,7 +55,7 @@ def evaluate_many(
     """Evaluate finished runs, those at one hookpoint on one clean pass of the model, and keep their records.
 
     Args:
-        runs: Runs, their folders, or groups, which stand for their finished members.
+        runs: Runs, their folders, or groups, which stand for their finished members; one of them or several.
         tokens: Held-out tokens to evaluate at most.
         store: Evaluate on the held-out documents of this store instead of each run's own.
         text: Evaluate on this text instead.
@@ -63,6 +66,7 @@ def evaluate_many(
     Raises:
         UsageError: Runs, store, text and model do not belong together; nothing was started.
     """
+    runs = [runs] if isinstance(runs, Run | Path | str) else runs
     opened = [one for run in runs for one in ([run] if isinstance(run, Run) else expand_runs([run]).runs)]
     source = TokenSource(
         store=store,

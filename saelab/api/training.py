@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saelab.activations.source import ActivationSource, StoreSource
 from saelab.activations.store import Store
+from saelab.errors import UsageError
 from saelab.interrupts import stop_on_signals
 from saelab.quantities import parse_count, parse_duration
 from saelab.training.config import TrainConfig
@@ -131,6 +132,8 @@ def _one(
     seed: int,
     recipe_options: dict[str, Any] | None,
 ) -> Grid:
+    if not isinstance(recipe, str | Recipe):
+        raise UsageError(f"one recipe or its name is wanted, not {recipe!r}; train_grid trains several SAEs")
     name = recipe if isinstance(recipe, str) else recipe.name
     return Grid(
         recipes=(recipe,),

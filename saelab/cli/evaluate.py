@@ -37,8 +37,8 @@ class Options(TextOptions, ModelOptions, Common):
     """Evaluate SAEs on another model than their own, where tokenizer and width fit."""
     tokens: Count = 65_536
     """Tokens to evaluate at most."""
-    name: str = "heldout"
-    """Name of the records, in each run's folder evaluations."""
+    name: str | None = None
+    """Name of the records, in each run's folder evaluations; heldout, or the name of --text, --store or --model."""
     out: Path | None = None
     """Keep the records in this folder instead, by the identity of the SAE: for runs that are read-only."""
 
@@ -113,7 +113,9 @@ _ROWS = (
 
 def describe_evaluation(record: dict[str, Any]) -> str:
     """Return the metrics of one run as a table for a terminal."""
-    lines = [f"{record['run']}, {record['n_tokens']:,} held-out tokens"]
+    from saelab.evaluation.origin import describe_origin
+
+    lines = [f"{record['run']}, {record['n_tokens']:,} {describe_origin(record['source'])}"]
     for key, label, form in _ROWS:
         value = record[key]
         shown = (

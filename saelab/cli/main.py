@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import sys
 import traceback
 from importlib import import_module
@@ -87,7 +88,8 @@ def _run_command(command: str, arguments: list[str]) -> int:
 def _fail(command: str, message: str, code: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
-    line = " ".join(message.split()).removeprefix(f"{command}: ")
+    # What a library says of its own part would read as the name of another command.
+    line = re.sub(rf"^({command}|cache|caching|live|packing|stream): ", "", " ".join(message.split()))
     sys.stderr.write(f"saelab {command}: {line}\n")
     return code
 

@@ -11,10 +11,13 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from saelab.cli.plain_types import plain_types
 from saelab.errors import UsageError
 from saelab.quantities import parse_count
 
-_BOX = re.compile(r"[╭╮╰╯│─]+")
+# Without Unicode tyro draws with - + |: rules fill a line, and borders stand apart at its ends.
+_BOX = re.compile(r"[╭╮╰╯│─]+|^[\s|+-]*-{3}[\s|+-]*$|^\s*[|+]\s|\s[|+]\s*$")
+_HELP = re.compile(r"(Argument helptext|For full helptext)")
 OptionsT = TypeVar("OptionsT")
 
 
@@ -44,7 +47,7 @@ OptionalCount = Annotated[
         metavar="N",
         instance_from_str=_read_count,
         is_instance=lambda value: value is None or isinstance(value, int),
-        str_from_instance=lambda value: [str(value)],
+        str_from_instance=lambda value: ["none" if value is None else str(value)],
     ),
 ]
 """The same, or None where it is not given."""
@@ -83,7 +86,11 @@ def parse(kind: type[OptionsT], command: str, arguments: list[str]) -> OptionsT:
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
-                kind, prog=f"saelab {command}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+                kind,
+                prog=f"saelab {command}",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                registry=plain_types(),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -95,7 +102,7 @@ def _one_line(message: str) -> str:
     lines = [_BOX.sub(" ", line).strip() for line in message.splitlines()]
     useful = []
     for line in lines[1:]:  # the first line is the title of the box
-        if not line and useful:
+        if useful and (not line or _HELP.match(line)):
             break
         if line:
             useful.append(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,8 +13,8 @@ from saelab.activations.spec import LiveConfig, StoredDtype
 from saelab.cli.model_options import ModelOptions
 from saelab.cli.options import Common, Count, OptionalCount, Result
 from saelab.cli.text_options import TextOptions
-from saelab.errors import SaelabError, UsageError
-from saelab.quantities import format_bytes, parse_duration
+from saelab.errors import UsageError
+from saelab.quantities import parse_duration
 from saelab.training.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from saelab.training.grid import Grid
 
 DEFAULT_POOL_ROWS = LiveConfig.pool_rows
+LIVE_OPTIONS = (
+    "context",
+    "packing",
+    "dtype",
+    "keep_bos",
+    "mask_first_positions",
+    "mask_norm_ratio",
+    "batch_rows",
+)
+"""Options that say how a model and a text are read; a store was made with its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +108,13 @@ class Options(ModelOptions, TextOptions, Common):
 
 def run(options: Options) -> Result:
     """Run the command."""
+    from saelab.cli.training_report import announce, describe_group, describe_plan, describe_run
     from saelab.interrupts import stop_on_signals
     from saelab.training.grid import lengths_in, make_configs, with_lengths
     from saelab.training.group import GROUP, train_group
     from saelab.training.loggers import check_logger_names
     from saelab.training.passes import HowToTrain
+    from saelab.training.run import CONFIG
     from saelab.training.single import train_run
     from saelab.training.warm_start import open_warm_start
 
@@ -117,16 +129,17 @@ def run(options: Options) -> Result:
         return make_configs(source, grid, tokens=tokens, warm=warm, **_common(options))
 
     configs = with_lengths(lengths, options.tokens, make)
-    is_group = grid.size > 1 or (options.out / GROUP).exists()
+    is_group = len(configs) > 1 or (options.out / GROUP).exists()
     if options.dry_run:
-        return _plan(configs, source, options.out if is_group else None)
+        return describe_plan(configs, source, options.out if is_group else None)
     with stop_on_signals(seconds) as stop:
         how = HowToTrain(stop=stop, resume=options.resume, log=options.log, warm=warm)
         if not is_group:
-            return _describe_run(train_run(configs[0], source, options.out, how).path)
-        _announce(configs, source, options.out)
+            return describe_run(train_run(configs[0], source, options.out, how).path)
+        if not (options.out / CONFIG).exists():
+            announce(configs, source, options.out)
         group = train_group(configs, source, options.out, how)
-    return _describe_group(group.path, list(group.members), group.parked)
+    return describe_group(group.path, list(group.members), group.parked)
 
 
 def recipe_options(options: Options) -> dict[str, dict[str, Any]]:
@@ -160,6 +173,7 @@ def _open_source(options: Options, lengths: tuple[int, ...]) -> ActivationSource
 
     match options.source:
         case (store,):
+            _require_store(Path(store), options)
             return StoreSource(Store.open(Path(store)))
         case (model, text):
             return _open_live(options, model, text, lengths)
@@ -168,9 +182,35 @@ def _open_source(options: Options, lengths: tuple[int, ...]) -> ActivationSource
     )
 
 
+def _require_store(path: Path, options: Options) -> None:
+    """Refuse a path that is no store, and options that only a live model and text can follow."""
+    if not path.exists():
+        raise UsageError(f"there is no store {path}; to train live give a MODEL and a TEXT")
+    if (path / "config.json").exists() and not (path / "tokens.bin").exists() and _is_model(path):
+        raise UsageError(f"{path} is a model; give a TEXT after it to train live, or cache it first")
+    live = {field.name for kind in (ModelOptions, TextOptions) for field in fields(kind)} - {"device"}
+    live |= set(LIVE_OPTIONS)
+    defaults = {field.name: field.default for field in fields(Options)}
+    given = sorted(name for name in live if getattr(options, name) != defaults[name])
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{names}: the store {path} was made with its own; these are for a MODEL and a TEXT")
+
+
+def _is_model(path: Path) -> bool:
+    from saelab.storage.files import read_json
+
+    content = read_json(path / "config.json")
+    return isinstance(content, dict) and "model_type" in content
+
+
 def _open_live(options: Options, model: str, text: str, lengths: tuple[int, ...]) -> LiveSource:
     from saelab.activations.live import LiveSource
 
+    if options.skip_nonfinite:
+        raise UsageError(
+            "--skip-nonfinite is for a store: a live stream stops at activations that are not finite"
+        )
     if not options.at:
         raise UsageError("name at least one hookpoint (--at); `saelab hooks MODEL` lists them")
     first_length = lengths[0] if lengths else options.tokens
@@ -211,7 +251,7 @@ def _grid(options: Options, source: ActivationSource) -> Grid:
 
 
 def _common(options: Options) -> dict[str, Any]:
-    from saelab.lm.load import choose_device
+    from saelab.lm.devices import choose_device
 
     chosen: dict[str, Any] = {
         "batch": options.batch,
@@ -223,77 +263,3 @@ def _common(options: Options) -> dict[str, Any]:
         "device": str(choose_device(options.sae_device or options.device)),
     }
     return chosen | ({} if options.pool_rows is None else {"pool_rows": options.pool_rows})
-
-
-def _plan(configs: list[TrainConfig], source: ActivationSource, group: Path | None) -> Result:
-    from saelab.training.group import plan_group
-    from saelab.training.memory import plan_training
-
-    if group is None:
-        plan = plan_training({"run": configs[0]}, source)
-    else:
-        whole, _ = plan_group(configs, source, group)
-        plan = plan_training(whole.members, source)
-    text = (
-        f"{len(configs)} SAE{'s' * (len(configs) > 1)} on {_counted(len(plan.passes), 'pass', 'passes')}, "
-        f"{plan.steps:,} steps, {plan.parameters:,} parameters, {format_bytes(plan.memory_bytes)} of memory, "
-        f"{format_bytes(plan.disk_bytes)} on disk"
-    )
-    return Result({"plan": plan.to_json(), "configs": [config.to_json() for config in configs]}, text)
-
-
-def _announce(configs: list[TrainConfig], source: ActivationSource, out: Path) -> None:
-    import sys
-
-    from saelab.training.group import plan_group
-
-    group, todo = plan_group(configs, source, out)
-    if todo:
-        count = sum(map(len, todo))
-        sys.stderr.write(
-            f"{out}: {len(group.members)} SAEs, {count} to train on {_counted(len(todo), 'pass', 'passes')} "
-            f"over the data{'' if len(todo) == 1 else ', as many as memory allows for at a time'}\n"
-        )
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
-
-
-def _describe_run(path: Path) -> Result:
-    found = _last_metrics(path)
-    return Result(found, f"run {path}: {_metrics_as_text(found)}, {_rate_as_text(found)}")
-
-
-def _describe_group(path: Path, names: list[str], parked: dict[str, str]) -> Result:
-    runs = [_last_metrics(path / name) for name in names if name not in parked]
-    lines = [f"group {path}: {len(runs)} SAEs, {_rate_as_text(runs[0])}"]
-    lines += [f"  {Path(found['run']).name}: {_metrics_as_text(found)}" for found in runs]
-    lines += [f"  {name}: {reason}; left behind" for name, reason in parked.items()]
-    data = {"group": str(path), "runs": runs, "parked": parked}
-    return Result(data, "\n".join(lines), exit_code=1 if parked else 0)
-
-
-def _last_metrics(path: Path) -> dict[str, Any]:
-    from saelab.memory import peak_memory_bytes
-
-    lines = _lines(path / "metrics.jsonl")
-    last = next((line for line in reversed(lines) if line["fvu"] is not None), None)
-    if last is None:
-        raise SaelabError(f"{path}: every batch held NaN or inf and was left out; nothing was learned")
-    rate = _lines(path / "timing.jsonl")[-1]["tokens_per_second"]
-    return {"run": str(path)} | last | {"tokens_per_second": rate, "peak_memory_bytes": peak_memory_bytes()}
-
-
-def _metrics_as_text(found: dict[str, Any]) -> str:
-    return f"FVU {found['fvu']:.4f}, L0 {found['l0']:.1f}, dead {found['dead_fraction']:.1%}"
-
-
-def _rate_as_text(found: dict[str, Any]) -> str:
-    return (
-        f"{found['tokens_per_second']:,.0f} tokens/s, peak memory {format_bytes(found['peak_memory_bytes'])}"
-    )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

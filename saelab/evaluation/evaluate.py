@@ -17,13 +17,13 @@ from saelab.activations.store import Store, StoredHook
 from saelab.errors import UsageError
 from saelab.evaluation.autoencoder import Autoencoder, model_hash, reconstruct_tile, require_fit, tiles
 from saelab.evaluation.loss_recovered import LossMetrics, loss_recovered
+from saelab.evaluation.origin import Origin
 from saelab.evaluation.outliers import Outliers, find_outliers
 from saelab.evaluation.reconstruction import ReconstructionAccumulator, ReconstructionMetrics
 from saelab.evaluation.spec import EvaluationConfig
 from saelab.evaluation.tokens import EvaluatedTokens, choose_tokens
 from saelab.lm.hooks import resolve
 from saelab.lm.load import LanguageModel
-from saelab.lm.run import unembedding
 from saelab.progress import Progress
 from saelab.sae.feature_statistics import FeatureStatistics
 from saelab.sae.model_match import ModelMismatch
@@ -37,13 +37,15 @@ class Evaluation:
     reconstruction: ReconstructionMetrics
     """Sparsity and reconstruction."""
     loss: LossMetrics
-    """Loss of the language model with and without the SAE; all None where no model was given."""
+    """Loss of the language model with and without the SAE; all None without a model that has one."""
     undefined: dict[str, str]
     """Each metric that is not defined, with the reason."""
     warnings: tuple[str, ...]
     """What makes the numbers doubtful, one sentence each."""
     outlier_ratio: float | None
     """Largest norm of an evaluated activation / their median norm."""
+    origin: Origin
+    """Where the tokens come from; ``source`` in the JSON record."""
     hook: str
     """Module path of the hookpoint."""
     tokens_hash: str
@@ -65,12 +67,13 @@ class Evaluation:
             field.name: getattr(self, field.name)
             for field in fields(self)
             if field.name
-            not in ("reconstruction", "loss", "features", "config", "warnings", "model_mismatch")
+            not in ("reconstruction", "loss", "features", "config", "warnings", "model_mismatch", "origin")
         }
         return {
             **asdict(self.reconstruction),
             **asdict(self.loss),
             **named,
+            "source": self.origin.to_json(),
             "warnings": list(self.warnings),
             "model_mismatch": None if self.model_mismatch is None else self.model_mismatch.to_json(),
             "config": asdict(self.config),
@@ -111,6 +114,8 @@ def evaluate_together(
     config: EvaluationConfig | None = None,
     allow_model_mismatch: bool = False,
     progress: bool = True,
+    origin: Origin | None = None,
+    warnings: Sequence[str] = (),
 ) -> list[Evaluation]:
     """Evaluate SAEs of one hookpoint on the kept tokens of the held-out documents of a store.
 
@@ -120,29 +125,32 @@ def evaluate_together(
         saes: Each computes on the device where its weights are.
         store: Activations of the hookpoint that the SAEs were trained at.
         hookpoint_name: Either spelling; None where the store has one hookpoint only.
-        lm: The store's model; without it the losses are not defined.
+        lm: The store's model; without it, or where it does not predict the next token, the losses are not defined.
         mean: Mean of the kept training activations for mean ablation; None takes it from the store's
             statistics. A store of held-out text alone has none of its own.
         config: How much is evaluated.
         allow_model_mismatch: Evaluate SAEs of another model on this one, where tokenizer and width fit.
         progress: Show progress on standard error.
+        origin: Where the tokens come from, where that is not just the store.
+        warnings: What makes the tokens doubtful, one sentence each.
 
     Returns:
         One record for each SAE, in their order; the same bits as alone.
 
     Raises:
         UsageError: An SAE or the model does not belong to these activations.
-        SaelabError: Losses of this kind of model cannot be computed.
     """
     config = config or EvaluationConfig()
     hook = store.hook(hookpoint_name)
+    origin = origin or Origin(kind="store", store=str(store.path), store_identity=store.identity)
     mismatches = [require_fit(sae, store, hook, allow_model_mismatch=allow_model_mismatch) for sae in saes]
     if lm is not None:
         _require_own_model(store, lm)
     chosen = choose_tokens(store, hook, config.tokens)
     accumulators, outliers = _measure_reconstruction(saes, store, hook, chosen, config.tile, progress)
     losses = [LossMetrics()] * len(saes)
-    if lm is not None:
+    why_no_loss = _why_no_loss(lm)
+    if lm is not None and not why_no_loss:
         mean = store.statistics(hook).mean if mean is None else mean
         losses = _measure_loss(saes, lm, store, hook, chosen, mean, config, progress)
     evaluations = []
@@ -152,9 +160,15 @@ def evaluate_together(
             Evaluation(
                 reconstruction=reconstruction,
                 loss=loss,
-                undefined=_undefined(reconstruction, loss, has_model=lm is not None),
-                warnings=outliers.warnings + (() if mismatch is None else (mismatch.warning(),)),
+                undefined=_undefined(reconstruction, loss, why_no_loss),
+                warnings=(
+                    *warnings,
+                    *outliers.warnings,
+                    *loss.warnings(),
+                    *(() if mismatch is None else (mismatch.warning(),)),
+                ),
                 outlier_ratio=outliers.ratio,
+                origin=origin,
                 hook=hook.module_path,
                 tokens_hash=chosen.digest,
                 store_identity=store.identity,
@@ -220,12 +234,9 @@ def _require_own_model(store: Store, lm: LanguageModel) -> None:
             f"evaluate: {store.path} holds activations of model {found or '(none)'}, but "
             f"{lm.identity.name} is model {lm.identity.hash}; give the store's own model"
         )
-    unembedding(lm)
 
 
-def _undefined(
-    reconstruction: ReconstructionMetrics, loss: LossMetrics, *, has_model: bool
-) -> dict[str, str]:
+def _undefined(reconstruction: ReconstructionMetrics, loss: LossMetrics, why_no_loss: str) -> dict[str, str]:
     """Say for each metric that is None why it is."""
     reasons: dict[str, str] = {}
     for name, value in asdict(reconstruction).items():
@@ -233,7 +244,7 @@ def _undefined(
             reasons[name] = _why_no_reconstruction(name, reconstruction)
     for name, value in asdict(loss).items():
         if value is None:
-            reasons[name] = _why_no_loss(name, loss, has_model)
+            reasons[name] = why_no_loss or _why_undefined(name, loss)
     return reasons
 
 
@@ -247,9 +258,14 @@ def _why_no_reconstruction(name: str, metrics: ReconstructionMetrics) -> str:
     return "the evaluated activations are all equal"
 
 
-def _why_no_loss(name: str, metrics: LossMetrics, has_model: bool) -> str:
-    if not has_model:
+def _why_no_loss(lm: LanguageModel | None) -> str:
+    """Return why no loss is measured at all; empty where it is."""
+    if lm is None:
         return "no language model was given"
+    return f"{lm.identity.name} {lm.no_losses}" if lm.unembedding is None else ""
+
+
+def _why_undefined(name: str, metrics: LossMetrics) -> str:
     if metrics.n_predictions == 0:
         return "no prediction counts in the evaluated tokens"
     if name in ("ce_recovered_zero", "ce_recovered_mean") and metrics.ce_spliced is not None:

@@ -52,6 +52,19 @@ class LossMetrics:
     n_predictions: int = 0
     """Predictions that counted, the same in every run."""
 
+    def warnings(self) -> tuple[str, ...]:
+        """Say where the share of the loss that is recovered means nothing: the ablation does no harm."""
+        ablations = {
+            "ce_recovered_zero": ("zeros", self.ce_zero_ablation),
+            "ce_recovered_mean": ("the mean", self.ce_mean_ablation),
+        }
+        return tuple(
+            f"{name} means nothing here: the model is better with {what} put in ({ablated:.4f} nats/token) than as "
+            f"it is ({self.ce_clean:.4f}), so there is no loss to recover"
+            for name, (what, ablated) in ablations.items()
+            if ablated is not None and self.ce_clean is not None and ablated < self.ce_clean
+        )
+
 
 def loss_recovered(
     saes: Sequence[Autoencoder],

@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from saelab.errors import UsageError
+from saelab.errors import DamagedFileError, UsageError
 from saelab.evaluation.evaluate import Evaluation
+from saelab.evaluation.origin import Origin, describe_origin, same_origin
 from saelab.sae.files import sae_identity
-from saelab.storage.files import remove_leftovers, write_json
+from saelab.storage.files import read_json, remove_leftovers, write_json
 from saelab.storage.lock import locked
 from saelab.storage.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from saelab.training.run import SAE, Run
@@ -50,6 +51,28 @@ def require_writable(run: Run, out: Path | None) -> None:
     if out is None:
         raise UsageError(f"{run.path} cannot be written; keep its evaluation elsewhere with --out FOLDER")
     raise UsageError(f"{out} cannot be written; give another folder with --out")
+
+
+def require_same_origin(run: Run, name: str, origin: Origin, out: Path | None) -> None:
+    """Refuse to replace a record whose tokens came from elsewhere; a damaged one may be replaced.
+
+    Raises:
+        UsageError: There is one of that name.
+    """
+    file = evaluations_folder(run, out) / f"{name}.json"
+    try:
+        record = read_json(file) if file.exists() else None
+    except DamagedFileError:
+        return
+    if not isinstance(record, dict):
+        return
+    source = record.get("source")
+    if isinstance(source, dict) and same_origin(source, origin.to_json()):
+        return
+    what = describe_origin(source) if isinstance(source, dict) else "it does not say which tokens"
+    raise UsageError(
+        f"{file} is the record of another evaluation ({what}); keep this one under another name with --name"
+    )
 
 
 def write_record(run: Run, name: str, evaluation: Evaluation, out: Path | None = None) -> Path:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saelab.errors import DamagedFileError, UsageError
+from saelab.storage.manifest import read_manifest
 from saelab.training.group import GROUP, Group
-from saelab.training.run import CONFIG, Run
+from saelab.training.run import CONFIG, LENGTHS, Run
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,27 @@ def open_run(path: Path | str) -> Run:
         return Run.open(path)
     except DamagedFileError as error:
         if (path / CONFIG).exists() and not (path / "manifest.json").exists():
-            raise UsageError(f"{path} is a run that is not finished; run its train command again") from error
+            raise UsageError(f"{path} is a run that is not finished; {_what_to_do(path)}") from error
+        if not (path / "manifest.json").exists():
+            raise UsageError(f"{path} is not a run; saelab ls shows what is here") from error
+        if (kind := read_manifest(path).kind) != "run":
+            hint = "; its activations are given with --store" if kind == "store" else ""
+            raise UsageError(f"{path} is not a run but a folder of kind {kind}{hint}") from error
         raise
 
 
 def _why_not(group: Group, name: str) -> str:
     if name in group.parked:
         return f"{group.path / name} was left out: it {group.parked[name]}"
-    return f"{group.path / name} was left out: it is not finished; run the group's train command again"
+    todo = _what_to_do(group.path / name, "the group's")
+    return f"{group.path / name} was left out: it is not finished; {todo}"
+
+
+def _what_to_do(path: Path, whose: str = "its") -> str:
+    """Say what to do about an unfinished run; one that is being made longer has finished, shorter ones."""
+    again = f"run {whose} train command again"
+    shorter = [place for place in (path / LENGTHS).glob("tokens-*") if (place / "manifest.json").exists()]
+    if not shorter:
+        return again
+    longest = max(shorter, key=lambda place: (len(place.name), place.name))
+    return f"{again}, or use the shorter run that it was before, {longest}"

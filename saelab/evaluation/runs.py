@@ -15,7 +15,12 @@ import torch
 
 from saelab.activations.store import Store
 from saelab.evaluation.evaluate import Evaluation, evaluate_together
-from saelab.evaluation.records import check_record_name, require_writable, write_record
+from saelab.evaluation.records import (
+    check_record_name,
+    require_same_origin,
+    require_writable,
+    write_record,
+)
 from saelab.evaluation.sources import Shared, Tokens, TokenSource, open_tokens, tokens_for
 from saelab.evaluation.spec import EvaluationConfig
 from saelab.lm.identity import ModelIdentity
@@ -35,8 +40,8 @@ class HowToEvaluate:
 
     config: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How much is evaluated."""
-    name: str = "heldout"
-    """Name of the records."""
+    name: str | None = None
+    """Name of the records; None derives it from where the tokens come from: ``heldout`` for a run's own."""
     out: Path | None = None
     """An overlay folder for the records of runs that are read-only; None keeps each in its run."""
     allow_model_mismatch: bool = False
@@ -67,23 +72,30 @@ def evaluate_runs(
 
     Raises:
         UsageError: Source and runs do not belong together, or a record cannot be kept; nothing was started.
-        SaelabError: A model cannot be loaded, or does not have losses that are known.
+        SaelabError: A model cannot be loaded.
     """
     source, how = source or TokenSource(), how or HowToEvaluate()
-    check_record_name(how.name)
+    if how.name is not None:
+        check_record_name(how.name)
     for run in runs:
         require_writable(run, how.out)
     found: dict[int, Evaluation] = {}
     with Shared(lm, how.device) as shared:
         together = _together(runs, source, how, shared)
         for tokens, members in together.items():
+            for index in members:
+                require_same_origin(runs[index], _record_name(tokens, how), tokens.origin, how.out)
             if tokens.harvest is None or source.model is not None:
                 _require_fits([runs[index] for index in members], tokens, shared, how)
         for tokens, members in together.items():
             for index, evaluation in _evaluate_members(runs, members, tokens, shared, how):
-                write_record(runs[index], how.name, evaluation, how.out)
+                write_record(runs[index], _record_name(tokens, how), evaluation, how.out)
                 found[index] = evaluation
     return [found[index] for index in range(len(runs))]
+
+
+def _record_name(tokens: Tokens, how: HowToEvaluate) -> str:
+    return how.name or tokens.origin.record_name
 
 
 def _together(
@@ -141,7 +153,7 @@ def _evaluate_members(
         _require_fits([runs[index] for index in members], tokens, shared, how)
     # Of training tokens, which a text that is cached for the evaluation has none of.
     mean = None if tokens.mean_of is None else runs[members[0]].activation_statistics().mean
-    with open_tokens(tokens, shared, lm, how.quiet) as store:
+    with open_tokens(tokens, shared, lm, how.quiet) as (store, warnings):
         for one_round in _rounds(runs, members):
             device = torch.device("cpu") if lm is None else lm.device
             evaluations = evaluate_together(
@@ -153,6 +165,8 @@ def _evaluate_members(
                 config=how.config,
                 allow_model_mismatch=how.allow_model_mismatch,
                 progress=not how.quiet,
+                origin=tokens.origin,
+                warnings=warnings,
             )
             yield from zip(one_round, evaluations, strict=True)
 

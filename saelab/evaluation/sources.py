@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from saelab.activations.cache import cache_activations
-from saelab.activations.request import saved_config
+from saelab.activations.live import live_identity
+from saelab.activations.request import documents_read, read_again, require_same_text, saved_config
 from saelab.activations.spec import CacheConfig, HarvestConfig
 from saelab.activations.store import Store
-from saelab.errors import UsageError
+from saelab.errors import DamagedFileError, SaelabError, UsageError
+from saelab.evaluation.origin import Origin
+from saelab.evaluation.seen import TrainingText, Unseen, is_local, is_same_text, only_unseen
 from saelab.lm.load import LanguageModel, load_model
 from saelab.lm.spec import ModelSpec
+from saelab.storage.manifest import read_manifest
 from saelab.text.documents import HELDOUT_SHARE
-from saelab.text.packing import Packing
+from saelab.text.packing import NoTokensError, Packing
 from saelab.text.spec import TextSpec
 from saelab.training.run import Run
 
@@ -52,8 +56,12 @@ class Tokens:
     """A store that is there,"""
     harvest: CacheConfig | None = None
     """or what is cached for the time of the evaluation."""
+    training: TrainingText | None = None
+    """What is left out of it, because the runs were trained on it."""
     mean_of: str | None = None
     """The source whose training tokens give the mean of mean ablation; None for the store's own."""
+    origin: Origin
+    """The same for the record."""
 
 
 class Shared:
@@ -95,45 +103,61 @@ class Shared:
 
 
 def tokens_for(run: Run, source: TokenSource, n_tokens: int, shared: Shared) -> Tokens:
-    """Say what a run is evaluated on, without reading any of it.
+    """Say what a run is evaluated on, without reading more of it than tells whether it is still the same.
 
     Raises:
-        UsageError: The run's own store is needed and not there, or is activations without a text.
+        UsageError: The run's own store or text is needed and is not there or has changed, or the store is
+            activations without a text.
     """
     hook = run.config.hook
     if source.store is not None:
-        return Tokens(hook=hook, store=source.store.path)
+        return _tokens_of_store(run, source.store, hook)
     if run.store_path is not None and source.text is None and source.model is None:
-        return Tokens(hook=hook, store=store_of(run, shared).path)
+        return _tokens_of_store(run, store_of(run, shared), hook)
     own = run.live or _how_its_store_was_made(run, shared)
-    text = _unseen(source.text or own.text, own.text)
+    training = _training_text(run, own, source.text, shared)
+    text = only_unseen(source.text or own.text, own.text)
+    model, packing = source.model or own.model, _packing(text, own.packing)
     asked = {
-        "model": source.model or own.model,
+        "model": model,
         "text": text,
-        "packing": _packing(text, own.packing),
+        "packing": packing,
         "at": (hook,),
         "loss": False,
         "gradients": False,
     }
     same = {field.name: getattr(own, field.name) for field in fields(HarvestConfig)}
-    harvest = CacheConfig(**(same | asked), tokens=n_tokens)
-    return Tokens(hook=hook, harvest=harvest, mean_of=run.config.source_identity)
+    kind = "text" if source.text is not None else "own" if source.model is None else "model"
+    return Tokens(
+        hook=hook,
+        harvest=CacheConfig(**(same | asked), tokens=n_tokens),
+        training=training,
+        mean_of=run.config.source_identity,
+        origin=Origin(kind=kind, text=text, model=model, packing=packing),
+    )
 
 
 @contextmanager
 def open_tokens(
     tokens: Tokens, shared: Shared, lm: LanguageModel | None, quiet: bool = False
-) -> Iterator[Store]:
-    """Open the store of the tokens, or cache them for the time of the block."""
-    if tokens.harvest is None:
+) -> Iterator[tuple[Store, tuple[str, ...]]]:
+    """Open the store of the tokens, or cache them for the time of the block; with what makes them doubtful.
+
+    Raises:
+        UsageError: There is no document to evaluate.
+    """
+    if tokens.harvest is None or tokens.training is None:
         assert tokens.store is not None
-        yield shared.store(tokens.store)
+        yield shared.store(tokens.store), ()
         return
-    with (
-        tempfile.TemporaryDirectory(prefix="saelab-") as folder,
-        cache_activations(tokens.harvest, Path(folder) / "store", progress=not quiet, lm=lm) as store,
-    ):
-        yield store
+    documents = Unseen(tokens.harvest.text, tokens.training)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="saelab-"))) / "store"
+        try:
+            store = cache_activations(tokens.harvest, folder, progress=not quiet, lm=lm, documents=documents)
+        except NoTokensError as error:
+            raise UsageError(_why_nothing_is_left(documents)) from error
+        yield stack.enter_context(store), documents.warnings()
 
 
 def store_of(run: Run, shared: Shared) -> Store:
@@ -169,10 +193,66 @@ def default_share(source: str) -> float:
     return HELDOUT_SHARE if source.startswith("stdlib") else 1.0
 
 
-def _unseen(text: TextSpec, own: TextSpec) -> TextSpec:
-    """Return the documents to evaluate; of the run's own text those that it was not trained on."""
-    share = min(text.heldout_share, own.heldout_share) if text.source == own.source else text.heldout_share
-    return replace(text, heldout_share=share, only_heldout=True)
+def _tokens_of_store(run: Run, store: Store, hook: str) -> Tokens:
+    kind = "own" if store.identity == run.config.source_identity else "store"
+    origin = Origin(kind=kind, store=str(store.path), store_identity=store.identity)
+    return Tokens(hook=hook, store=store.path, origin=origin)
+
+
+def _training_text(run: Run, own: HarvestConfig, asked: TextSpec | None, shared: Shared) -> TrainingText:
+    """Return what a run was trained on, and whether it is still there as it was.
+
+    A data set of the hub is not opened for this, unless it is evaluated anyway.
+
+    Raises:
+        UsageError: It is to be evaluated itself, and is not the same any more.
+    """
+    is_read = asked is None or is_same_text(asked, own.text)
+    has_changed = (is_read or is_local(own.text)) and _has_changed(run, own, must_be_there=is_read)
+    if has_changed and asked is None:
+        raise UsageError(
+            f"{own.text.source} is not the text that {run.path} was trained on any more; "
+            "evaluate on what it holds now with --text"
+        )
+    n_documents = None if run.store_path is None else documents_read(store_of(run, shared).path)
+    return TrainingText(text=own.text, n_documents=n_documents, has_changed=has_changed)
+
+
+def _has_changed(run: Run, own: HarvestConfig, *, must_be_there: bool) -> bool:
+    try:
+        if run.live is not None:
+            model = read_manifest(run.path, "run").content.get("model")
+            if not isinstance(model, dict):
+                raise DamagedFileError(f"{run.path}: its manifest does not name a model")
+            return live_identity(run.live, model) != run.config.source_identity
+        assert run.store_path is not None
+        if not is_local(own.text):
+            return False  # reading it twice would take as long as the evaluation
+        again = read_again(own.text, run.store_path)
+    except (SaelabError, OSError):
+        if must_be_there:
+            raise
+        return False  # nothing can be compared, of which the record warns
+    try:
+        require_same_text(run.store_path, again)
+    except UsageError:
+        return True
+    return False
+
+
+def _why_nothing_is_left(documents: Unseen) -> str:
+    text = documents.text
+    if documents.left_out:
+        return (
+            f"every document that there is of {text.source} was trained on ({documents.left_out:,} of them); "
+            "give another text with --text"
+        )
+    return (
+        f"{text.source} has no held-out document with tokens (held-out share {text.heldout_share:g}); "
+        "give another text with --text, or a larger share with --heldout-share"
+        if text.heldout_share < 1
+        else f"{text.source} has no document with tokens; give another text with --text"
+    )
 
 
 def _packing(text: TextSpec, own: Packing) -> Packing:

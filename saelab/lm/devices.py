@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from saelab.errors import UsageError
+from saelab.lm.spec import ModelSpec
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,3 +41,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype | str:
     if name not in _DTYPES:
         raise UsageError(f"there is no model dtype {name!r}; use auto, {', '.join(_DTYPES)}")
     return _DTYPES[name]
+
+
+def placement(spec: ModelSpec) -> tuple[torch.device, torch.dtype | str]:
+    """Return the device and dtype that a model is loaded with; see `choose_device` and `choose_dtype`.
+
+    Raises:
+        UsageError: There is no such device or dtype here, or a device is named beside a device map.
+    """
+    device = choose_device(spec.device)
+    if spec.device_map is not None and spec.device != "auto":
+        raise UsageError(f"device_map {spec.device_map} chooses the devices: leave out device {spec.device}")
+    return device, choose_dtype(spec.dtype, device)

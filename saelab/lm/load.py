@@ -13,13 +13,13 @@ from saelab.lm.adapter import merge_adapter, require_peft
 from saelab.lm.architecture import context_of, layers_of, reads_tokens
 from saelab.lm.calls import Batch, input_device
 from saelab.lm.causality import is_causal
-from saelab.lm.devices import choose_device, choose_dtype
+from saelab.lm.devices import placement
 from saelab.lm.hooks import Hookpoint
 from saelab.lm.identity import ModelIdentity, hash_adapter, hash_model, hash_module, hash_tokenizer
 from saelab.lm.probe import batch_hookpoints, model_hookpoints
 from saelab.lm.quiet import quiet_transformers
-from saelab.lm.source import IN_PYTHON, first_line, locate, locate_adapter
-from saelab.lm.spec import ModelSpec
+from saelab.lm.source import first_line, locate, locate_adapter
+from saelab.lm.spec import IN_PYTHON, ModelSpec
 from saelab.lm.unembedding import Unembedding, read_unembedding
 from saelab.lm.weights import load_tokenizer, load_weights
 from saelab.storage.manifest import digest_of
@@ -138,10 +138,8 @@ def load_model(spec: ModelSpec) -> LanguageModel:
             or not in safetensors, it lacks a fast tokenizer, the adapter does not fit, or a package
             that an option needs is missing; one line each.
     """
-    device = choose_device(spec.device)
-    if spec.device_map is not None and spec.device != "auto":
-        raise UsageError(f"device_map {spec.device_map} chooses the devices: leave out device {spec.device}")
-    dtype = choose_dtype(spec.dtype, device)
+    spec = spec.resolved()
+    device, dtype = placement(spec)
     if spec.adapter is not None:
         require_peft()
     files = locate(spec)

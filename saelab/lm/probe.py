@@ -11,6 +11,7 @@ from torch import nn
 from saelab.errors import SaelabError
 from saelab.lm.architecture import build_empty, example_batch, reads_tokens
 from saelab.lm.calls import Batch, call_with_batch, call_with_tokens, examples_in
+from saelab.lm.devices import placement
 from saelab.lm.families import transformer_lens_names
 from saelab.lm.hooks import Hookpoint
 from saelab.lm.sites import attach
@@ -32,10 +33,12 @@ def list_hookpoints(spec: ModelSpec) -> list[Hookpoint]:
     is merged into the weights.
 
     Raises:
-        SaelabError: There is no such model, or it cannot be built or run in this way.
+        UsageError: There is no such model, or no such device or dtype here.
+        SaelabError: It cannot be built or run in this way.
     """
     from saelab.lm.quiet import quiet_transformers
 
+    placement(spec)  # nothing is loaded, and what cannot be loaded later is refused all the same
     files = locate(spec, weights=False)
     if spec.adapter is not None:
         locate_adapter(spec.adapter, weights=False)

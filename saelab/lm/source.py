@@ -8,7 +8,8 @@ from pathlib import Path
 
 from saelab.errors import SaelabError, UsageError
 from saelab.lm.embedded import model_folder
-from saelab.lm.spec import ModelSpec
+from saelab.lm.spec import IN_PYTHON, ModelSpec
+from saelab.storage.places import why_not_there
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _CONFIG = "config.json"
@@ -16,10 +17,6 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 # Top-level files only: pickled weights and copies in other formats are neither read nor downloaded.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _HUB_IGNORED = ["*/*", "consolidated*"]
-
-
-IN_PYTHON = "module:"
-"""Begins the names of models that were not loaded but handed over as modules."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,17 @@ def locate(spec: ModelSpec, *, weights: bool = True) -> ModelFiles:
         weights: With False only the configuration of a hub model is downloaded.
 
     Raises:
-        UsageError: A revision was given for a local model.
-        SaelabError: There is no such folder, or the hub does not hand the model out.
+        UsageError: There is no such folder or hub model, it holds no model, or a revision was given for a
+            local one.
+        SaelabError: The hub does not hand the model out.
     """
     if spec.name.startswith(IN_PYTHON):
         raise SaelabError(
             f"{spec.name} was a module in Python, which no name can load; make its LanguageModel again with "
             "LanguageModel.from_module and hand that over"
         )
+    if not spec.name.strip():
+        raise UsageError("the name of the model is empty; give `embedded`, a model folder, or a hub name")
     folder = Path(spec.name).expanduser()
     is_embedded = spec.name == "embedded"
     if not is_embedded and not folder.is_dir():
@@ -70,8 +70,11 @@ def locate_adapter(name: str, *, weights: bool = True) -> ModelFiles:
         weights: With False only its configuration is downloaded.
 
     Raises:
-        SaelabError: There is no such folder, or the hub does not hand the adapter out.
+        UsageError: There is no such folder or hub adapter, or it holds none.
+        SaelabError: The hub does not hand the adapter out.
     """
+    if not name.strip():
+        raise UsageError("the name of the adapter is empty; give a folder or a hub name, or leave it out")
     folder, commit = Path(name).expanduser(), None
     is_local = folder.is_dir()
     if not is_local:
@@ -79,7 +82,7 @@ def locate_adapter(name: str, *, weights: bool = True) -> ModelFiles:
         folder = _download(name, None, wanted, "adapter")
         commit = folder.name
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise SaelabError(f"{name} is not a LoRA adapter: it has no {ADAPTER_CONFIG}")
+        raise UsageError(f"{name} is not a LoRA adapter: it has no {ADAPTER_CONFIG}")
     return ModelFiles(folder, folder.resolve().name if is_local else name, commit)
 
 
@@ -93,15 +96,17 @@ def _require_model(folder: Path, shown: str) -> None:
     has_config, is_adapter = (folder / _CONFIG).is_file(), (folder / ADAPTER_CONFIG).is_file()
     if is_adapter:  # transformers would load it on the quiet
         what = "a model and an adapter in one folder" if has_config else "an adapter, not a model"
-        raise SaelabError(f"{shown} is {what}: name its base model, and the adapter's own folder as adapter")
+        raise UsageError(f"{shown} is {what}: name its base model, and the adapter's own folder as adapter")
     if not has_config:
-        raise SaelabError(f"{shown} is not a model folder: it has no {_CONFIG}")
+        raise UsageError(f"{shown} is not a model folder: it has no {_CONFIG}")
 
 
 def _download(name: str, revision: str | None, wanted: list[str], what: str) -> Path:
     """Download files of a repository on the hub and return the folder of its snapshot."""
+    if reason := why_not_there(name, f"{what} folder"):
+        raise UsageError(reason)
     if not _HUB_NAME.fullmatch(name):
-        raise SaelabError(f"there is no {what} folder {name}")
+        raise UsageError(f"there is no {what} folder {name}, and the hub has no such names")
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -114,11 +119,11 @@ def _download(name: str, revision: str | None, wanted: list[str], what: str) -> 
             f"the hub's {what} {name} is gated: accept the conditions on its page, then run `hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
-        raise SaelabError(
+        raise UsageError(
             f"there is no folder {name}, and no {what} of that name on the hub that this machine may read"
         ) from error
     except RevisionNotFoundError as error:
-        raise SaelabError(f"the hub's {what} {name} has no revision {revision!r}") from error
+        raise UsageError(f"the hub's {what} {name} has no revision {revision!r}") from error
     # The hub's client, its HTTP library and the file system raise unrelated types, all with the same remedy.
     except Exception as error:
         raise SaelabError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +22,22 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         folder: Made if it is missing.
         doing: What the caller is about to do, for the message.
 
+    A folder that was made for the lock, and in which nothing was begun, is gone again after an error.
+
     Raises:
         SaelabError: Another process holds it, or the folder cannot be written.
     """
+    is_new = not folder.exists()
     with FolderLock(folder, doing) as lock:
         if not lock.try_alone():
             raise lock.in_use()
-        yield
+        try:
+            yield
+        except BaseException:
+            if is_new and [entry.name for entry in folder.iterdir()] == [LOCK_NAME]:
+                (folder / LOCK_NAME).unlink()
+                folder.rmdir()
+            raise
 
 
 class FolderLock:
@@ -89,6 +99,9 @@ class FolderLock:
 
     def _try(self, kind: int) -> bool:
         if _try_lock(self._file, kind, self.folder):
+            # Removed by its last holder after we opened it: a lock that others do not see.
+            if not _is_same_file(self._file, self.folder / LOCK_NAME):
+                raise self.in_use()
             return True
         self._file.seek(0)
         # Empty while its holder is just about to write it.
@@ -111,6 +124,13 @@ def claimed(path: Path) -> Iterator[bool]:
         raise SaelabError(f"cannot write {path}: {error.strerror}") from error
     with file:
         yield _try_lock(file, fcntl.LOCK_EX, path)
+
+
+def _is_same_file(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(file: IO[bytes], kind: int, path: Path) -> bool:

@@ -56,6 +56,8 @@ def find_files(source: str) -> list[Path]:
         return _files_below(path)
     if path.exists():
         return [_of_known_kind(path)]
+    if glob.has_magic(source) and (found := _matching(source)):
+        return found  # before lists: a folder in the pattern may have a comma in its name
     if "," in source:
         return [file for part in source.split(",") for file in _named(part.strip())]
     return _named(source) if glob.has_magic(source) or kind_of(source) or path.suffix == ".gz" else []
@@ -109,12 +111,17 @@ def _named(source: str) -> list[Path]:
     if path.exists():
         return [_of_known_kind(path)]
     if glob.has_magic(source):
-        names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - the pattern may be absolute
-        found = [Path(name) for name in names]
-        if found := [file for file in found if file.is_file()]:
-            return [_of_known_kind(file) for file in found]
+        if found := _matching(source):
+            return found
         raise UsageError(f"text: no file is named as {source!r} says")
     raise UsageError(f"text: there is no file {path}")
+
+
+def _matching(pattern: str) -> list[Path]:
+    """Return the files that a pattern stands for."""
+    path = Path(pattern).expanduser()
+    names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - the pattern may be absolute
+    return [_of_known_kind(file) for file in map(Path, names) if file.is_file()]
 
 
 def _of_known_kind(path: Path) -> Path:

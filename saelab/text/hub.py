@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from saelab.errors import SaelabError, UsageError
 from saelab.storage.manifest import digest_of, digest_of_file
+from saelab.storage.places import why_not_there
 from saelab.text.documents import Document
 from saelab.text.records import document_of, fields_there
 from saelab.text.spec import TextSpec
@@ -90,6 +91,9 @@ def open_data_set(spec: TextSpec) -> DataSet:
         UsageError: There is no such set, subset, split or column; the message names the ones there are.
         SaelabError: `datasets` is not installed, the set is gated, or the hub is out of reach.
     """
+    folder = Path(spec.source).expanduser()
+    if not folder.is_dir() and (reason := why_not_there(spec.source, "file or folder")):
+        raise UsageError(f"text: {reason}")
     try:
         import datasets
     except ImportError as error:
@@ -99,7 +103,6 @@ def open_data_set(spec: TextSpec) -> DataSet:
         ) from error
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    folder = Path(spec.source).expanduser()
     if not folder.is_dir():
         data, split, commit = _open_builder(spec)
         name, folder = spec.source, None

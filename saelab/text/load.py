@@ -17,10 +17,9 @@ from saelab.text.chat import chat_template_of
 from saelab.text.documents import Document, text_hash, with_splits
 from saelab.text.files import find_files, identity_of_files, kind_of, read_files
 from saelab.text.hub import is_saved_data_set, open_data_set
+from saelab.text.sources import STDLIB_SOURCES
 from saelab.text.spec import TextSpec
 from saelab.text.stdlib import stdlib_documents
-
-STDLIB_SOURCES = ("stdlib", "stdlib-with-tests")
 
 
 def iter_documents(spec: TextSpec, start: int = 0) -> Iterator[Document]:

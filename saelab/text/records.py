@@ -71,8 +71,20 @@ def _what_is_wrong(record: Mapping[str, Any], spec: TextSpec) -> str:
         return f'no field "{spec.column}"; {fields_there(record)}'
     if spec.is_chat:
         return f'the field "{spec.column}" is not a list of turns'
-    others = [name for name in record if name != spec.column]
-    return f'the field "{spec.column}" is not a string; {fields_there(others)}'
+    wrong = f'the field "{spec.column}" holds {_kind_of(record[spec.column])}, which is no text'
+    if any(name in CHAT_COLUMNS for name in record):
+        return f"{wrong}; {fields_there(record)}"
+    texts = [name for name, value in record.items() if isinstance(value, str) and name != "id"]
+    return f"{wrong}; text stands in {', '.join(texts)} (--column)" if texts else wrong
+
+
+def _kind_of(value: Any) -> str:
+    """Name a value's kind for somebody who sees the file and not Python."""
+    if value is None:
+        return "nothing"
+    kinds = {bool: "truth values", int: "numbers", float: "numbers", Mapping: "tables", list: "lists"}
+    found = (name for kind, name in kinds.items() if isinstance(value, kind))
+    return next(found, f"values of type {type(value).__name__}")
 
 
 def _turns(value: list[Any], where: str) -> tuple[Mapping[str, Any], ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from saelab.errors import UsageError
+from saelab.storage.places import whole_path
 from saelab.text.documents import HELDOUT_SHARE
+from saelab.text.sources import is_local_file, whole_source
 
 CHAT_COLUMNS = ("messages", "conversations")
 """Columns that hold conversations: lists of turns instead of one text."""
@@ -62,3 +65,18 @@ class TextSpec:
     def is_chat(self) -> bool:
         """Whether the column holds conversations."""
         return self.column in CHAT_COLUMNS
+
+    def resolved(self) -> TextSpec:
+        """Return the same text with absolute paths for what is local, so that it can be recorded.
+
+        Built-in texts, hub names, and whatever is not there stay as they are. A local file is never streamed.
+        """
+        template = self.chat_template
+        if template is not None and Path(template).expanduser().is_file():
+            template = whole_path(template)
+        return replace(
+            self,
+            source=whole_source(self.source),
+            chat_template=template,
+            streaming=self.streaming and not is_local_file(self.source),
+        )

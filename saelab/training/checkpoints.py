@@ -6,9 +6,11 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from saelab.errors import DamagedFileError
+import torch
+
+from saelab.errors import DamagedFileError, SaelabError
 from saelab.storage.files import read_json, write_json
 from saelab.storage.manifest import check_file, read_manifest, write_manifest
 from saelab.storage.tensors import read_tensors, write_tensors
@@ -16,6 +18,7 @@ from saelab_kernels.shapes import Tensor
 
 FACTS = "state.json"
 KEPT = 2
+Resume = Literal["exact", "plain"]
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -77,13 +80,17 @@ def save_checkpoint(
     _prune(folder, every)
 
 
-def latest_checkpoint(folder: Path) -> Checkpoint | None:
+def latest_checkpoint(folder: Path, up_to: int | None = None) -> Checkpoint | None:
     """Return the newest whole checkpoint; unfinished ones are skipped, damaged ones are an error.
+
+    Args:
+        folder: The ``checkpoints`` folder.
+        up_to: Leave out those after this step.
 
     Raises:
         DamagedFileError: Its files are not what its manifest says.
     """
-    places = finished_checkpoints(folder)
+    places = [p for p in finished_checkpoints(folder) if up_to is None or _step_of(p) <= up_to]
     if not places:
         return None
     place = places[-1]
@@ -101,11 +108,28 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         raise DamagedFileError(f"{error}; remove {place} to go on from the checkpoint before it") from error
 
 
+def require_same_threads(folder: Path, threads: int, resume: Resume) -> None:
+    """Refuse to go on exactly with another number of threads than a checkpoint was computed with.
+
+    Raises:
+        SaelabError: With what to do.
+    """
+    if resume == "exact" and threads != (now := torch.get_num_threads()):
+        raise SaelabError(
+            f"{folder} was trained with {threads} threads and this process has {now}: the same bits are not "
+            f"possible; set OMP_NUM_THREADS={threads}, or go on with --resume plain"
+        )
+
+
 def remove_later_than(folder: Path, step: int) -> None:
     """Remove the checkpoints after a step, newest first, so that a crash in between leaves a sound row."""
     for place in reversed(finished_checkpoints(folder)):
-        if int(place.name.removeprefix("step-")) > step:
+        if _step_of(place) > step:
             _remove(place)
+
+
+def _step_of(place: Path) -> int:
+    return int(place.name.removeprefix("step-"))
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
@@ -130,6 +154,7 @@ def keep_regular_only(folder: Path, every: int, last_step: int) -> None:
         facts = read_json(place / FACTS)
         if facts["step"] % every and facts["step"] != last_step and not facts["keep"]:
             _remove(place)
+    _prune(folder, every)  # the last one may have been cut short
 
 
 def _prune(folder: Path, every: int) -> None:

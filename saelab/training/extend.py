@@ -15,7 +15,13 @@ from pathlib import Path
 from saelab.errors import UsageError
 from saelab.storage.files import write_json
 from saelab.storage.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from saelab.training.checkpoints import finished_checkpoints, remove_later_than
+from saelab.training.checkpoints import (
+    Resume,
+    finished_checkpoints,
+    latest_checkpoint,
+    remove_later_than,
+    require_same_threads,
+)
 from saelab.training.config import TrainConfig
 from saelab.training.run import CHECKPOINTS, CONFIG, LENGTHS
 
@@ -33,15 +39,11 @@ def extends(config: TrainConfig, saved: TrainConfig) -> bool:
 def extend_run(folder: Path, checkpoints: Path, saved: TrainConfig, config: TrainConfig) -> None:
     """Turn the run in a folder into an unfinished one of a longer configuration.
 
-    Every step can be repeated: a crash anywhere leaves a run that the same call extends.
-
-    Raises:
-        UsageError: The checkpoint from which it would go on is not there any more.
+    Every step can be repeated: a crash anywhere leaves a run that the same call extends. Call
+    `require_extendable` first.
     """
-    branch = saved.branch_steps[-1]
     keep_length(folder, saved)
-    require_branch_point(checkpoints, branch)
-    remove_later_than(checkpoints, branch)
+    remove_later_than(checkpoints, saved.branch_steps[-1])
     # Without its manifest and before its configuration is written it is an unfinished run of the
     # shorter length, which this call extends again.
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
@@ -50,22 +52,21 @@ def extend_run(folder: Path, checkpoints: Path, saved: TrainConfig, config: Trai
     write_json(folder / CONFIG, config.to_json())
 
 
-def require_branch_point(checkpoints: Path, branch: int) -> None:
-    """Refuse to extend a run that has gone past its branch point and has no checkpoint there.
+def require_extendable(checkpoints: Path, folder: Path, saved: TrainConfig, resume: Resume) -> None:
+    """Refuse, before anything is changed, what cannot go on from its branch point with the same bits.
 
     Raises:
-        UsageError: With what to do.
+        UsageError: The checkpoint from which it would go on is not there any more.
+        SaelabError: It was computed with another number of threads.
     """
-    steps = [int(place.name.removeprefix("step-")) for place in finished_checkpoints(checkpoints)]
-    if steps and min(steps) > branch:
+    branch = saved.branch_steps[-1]
+    checkpoint = latest_checkpoint(checkpoints, up_to=branch)
+    if checkpoint is not None:
+        require_same_threads(folder, checkpoint.threads, resume)
+    elif finished_checkpoints(checkpoints) or (folder / MANIFEST_NAME).exists():
         raise UsageError(
             f"{checkpoints} has no checkpoint at step {branch:,} or before it, where the learning rate began to "
             "fall: this run cannot be extended; start a new one with --init-from"
-        )
-    if not steps and (checkpoints.parent / MANIFEST_NAME).exists():
-        raise UsageError(
-            f"the checkpoints of {checkpoints.parent} are gone: this run cannot be extended; "
-            "start a new one with --init-from"
         )
 
 

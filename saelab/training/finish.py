@@ -18,6 +18,7 @@ from saelab.storage.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from saelab.storage.tensors import write_tensors
 from saelab.training.loop import encoder_inputs
 from saelab.training.member import METRICS, Member
+from saelab.training.parking import unpark
 from saelab.training.run import ACTIVATIONS, CONFIG, SAE
 from saelab.training.warm_start import WarmStart
 from saelab_kernels.rules import rule_to_json
@@ -45,6 +46,7 @@ def finish_run(
     save_sae(folder / SAE, sae.cpu(), features, optional_theta, replace=True)
     statistics = source.statistics(member.config.hook)
     write_tensors(folder / ACTIVATIONS, {"mean": statistics.mean})
+    unpark(folder)
     names = [*read_manifest(folder / SAE).files, MANIFEST_NAME]
     content = source.describe(folder) | {
         "statistics": statistics.scalars(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +39,6 @@ class Grid:
     """Seeds of the weights."""
     recipe_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of recipes, by the recipe's name."""
-
-    @property
-    def size(self) -> int:
-        """Number of SAEs, equal ones counted."""
-        sweeps = (self.recipes, self.k, self.at, self.widths, self.lrs, self.seeds)
-        return prod(len(values) or 1 for values in sweeps)
 
 
 def make_configs(

@@ -11,25 +11,25 @@ GROUP/group.json                what the members share, and which are trained to
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from saelab.activations.source import ActivationSource
-from saelab.errors import DamagedFileError, UsageError
+from saelab.errors import DamagedFileError, SaelabError, UsageError
 from saelab.fields import differences
 from saelab.storage.files import read_json, remove_leftovers, require_free_space, write_json
 from saelab.storage.lock import locked
 from saelab.storage.manifest import MANIFEST_NAME, digest_of, write_manifest
 from saelab.training.config import TrainConfig, train_config_from_json
-from saelab.training.extend import extend_run, extends, keep_length, require_branch_point
+from saelab.training.extend import extend_run, extends, keep_length, require_extendable
 from saelab.training.finish import is_finished
 from saelab.training.memory import plan_training
 from saelab.training.naming import is_member_name, name_members
 from saelab.training.passes import HowToTrain, PassPlan, train_pass
 from saelab.training.run import CHECKPOINTS, CONFIG, GROUP, SAE, Run
-from saelab.training.single import require_empty, require_sound, size_of
+from saelab.training.single import another_configuration, require_empty, require_sound, size_of
 
 FORMAT, VERSION = "saelab-group", 1
 SWEPT = ("recipe", "hook", "width", "lr", "seed")
@@ -71,6 +71,11 @@ class Group:
     def finished(self) -> dict[str, Run]:
         """The runs of the members that are finished."""
         return {name: Run.open(self.path / name) for name in self.members if is_finished(self.path / name)}
+
+    def begin_changes(self) -> None:
+        """Write `group.json`; from now on the group is not complete until it has a manifest again."""
+        (self.path / MANIFEST_NAME).unlink(missing_ok=True)
+        self.save()
 
     def save(self) -> None:
         """Write `group.json`."""
@@ -122,17 +127,20 @@ def train_group(
     for config in configs:
         require_sound(config, source, how)
     with locked(folder, "train"):
-        group = _open_or_new(folder, configs)
+        saved = _open_or_new(folder, configs, source)
         remove_leftovers(folder, "*", "*/*", f"*/{SAE}/*", f"{CHECKPOINTS}/*/*/*")
-        group = _with_new_members(_extended(group, configs[0]), configs, source)
-        _require_space(group, source)
+        longer = _longer(saved, configs[0])
+        group = _with_new_members(longer, configs, source)
+        _require_space(saved, group, source)
+        if longer is not saved:
+            _extend(saved, longer, source, how)
         for number, names in enumerate(group.passes):
-            if all(is_finished(folder / name) or name in group.parked for name in names):
-                continue
-            (folder / MANIFEST_NAME).unlink(missing_ok=True)
-            parked = train_pass(_pass_plan(group, number), source, how, on_ready=group.save)
-            group = replace(group, parked=group.parked | parked)
-            group.save()
+            if not all(is_finished(folder / name) or name in group.parked for name in names):
+                parked = train_pass(_pass_plan(group, number), source, how, on_ready=group.begin_changes)
+                others = {name: why for name, why in group.parked.items() if name not in names}
+                group = replace(group, parked=others | parked)
+                group.begin_changes()
+        _require_a_finished_member(group)
         if not (folder / MANIFEST_NAME).exists():
             write_manifest(folder, "group", [GROUP], {"members": list(group.members)})
     return group
@@ -150,17 +158,22 @@ def plan_group(
     group = Group(folder or Path(), {}, (), {})
     if folder is not None and (folder / GROUP).exists():
         group = Group.open(folder)
-        _require_same_setting(group, configs[0])
-    group = _with_new_members(group, configs, source)
+        _require_same_setting(group, configs[0], source)
+    extending = bool(group.members) and next(iter(group.members.values())).lengths != configs[0].lengths
+    old = group.passes
+    group = _with_new_members(_longer(group, configs[0]), configs, source)
     return group, tuple(
-        names for names in group.passes if not all(is_finished(group.path / name) for name in names)
+        names
+        for names in group.passes
+        if (extending and names in old)
+        or not all(is_finished(group.path / name) or name in group.parked for name in names)
     )
 
 
-def _open_or_new(folder: Path, configs: Sequence[TrainConfig]) -> Group:
+def _open_or_new(folder: Path, configs: Sequence[TrainConfig], source: ActivationSource) -> Group:
     if (folder / GROUP).exists():
         group = Group.open(folder)
-        _require_same_setting(group, configs[0])
+        _require_same_setting(group, configs[0], source)
         return group
     if (folder / CONFIG).exists():
         raise UsageError(f"{folder} holds a single run, which cannot become a group; choose another folder")
@@ -176,38 +189,42 @@ def _require_one_setting(configs: Sequence[TrainConfig]) -> None:
             )
 
 
-def _require_same_setting(group: Group, config: TrainConfig) -> None:
+def _require_same_setting(group: Group, config: TrainConfig, source: ActivationSource) -> None:
     saved = next(iter(group.members.values()))
     same = replace(saved, **{name: getattr(config, name) for name in SWEPT})
     if same != config and not extends(config, same):
-        found = differences(_setting(saved), _setting(config))
-        raise UsageError(
-            f"{group.path} holds a group of another configuration ({'; '.join(found)}); "
-            "choose another folder, or give the same options"
-        )
+        raise another_configuration(f"{group.path} holds a group", same, config, source)
 
 
 def _setting(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_json().items() if name not in SWEPT}
 
 
-def _extended(group: Group, wanted: TrainConfig) -> Group:
-    """Make every member as long as is asked for; the shorter runs are kept."""
-    if not group.members or (saved := next(iter(group.members.values()))).lengths == wanted.lengths:
+def _extend(saved: Group, longer: Group, source: ActivationSource, how: HowToTrain) -> None:
+    """Turn every member into an unfinished one of the longer configuration; the shorter runs are kept."""
+    places = {
+        name: (saved.path / name, saved.path / CHECKPOINTS / _pass_name(number))
+        for number, names in enumerate(saved.passes)
+        for name in names
+    }
+    for name, (folder, checkpoints) in places.items():
+        require_extendable(checkpoints, folder, saved.members[name], how.resume)
+    source.prepare(how.stop, quiet=how.quiet)  # the last that may be refused or stopped
+    for name, (folder, _) in places.items():
+        keep_length(folder, saved.members[name])
+    (saved.path / MANIFEST_NAME).unlink(missing_ok=True)
+    for name, (folder, checkpoints) in places.items():
+        extend_run(folder, checkpoints, saved.members[name], longer.members[name])
+    longer.save()
+
+
+def _longer(group: Group, wanted: TrainConfig) -> Group:
+    """Return the group with every member as long as is asked for, or the group itself where that is so."""
+    if not group.members or next(iter(group.members.values())).lengths == wanted.lengths:
         return group
-    for number, names in enumerate(group.passes):
-        require_branch_point(group.path / CHECKPOINTS / _pass_name(number), saved.branch_steps[-1])
-        for name in names:
-            keep_length(group.path / name, group.members[name])
     longer = {name: config.extended(wanted.tokens) for name, config in group.members.items()}
-    for number, names in enumerate(group.passes):
-        for name in names:
-            if name not in group.parked:
-                checkpoints = group.path / CHECKPOINTS / _pass_name(number)
-                extend_run(group.path / name, checkpoints, group.members[name], longer[name])
-    extended = replace(group, members=longer)
-    extended.save()
-    return extended
+    # One that diverged after the branch point may do better now; the others are parked again.
+    return replace(group, members=longer, parked={})
 
 
 def _with_new_members(group: Group, configs: Sequence[TrainConfig], source: ActivationSource) -> Group:
@@ -220,15 +237,24 @@ def _with_new_members(group: Group, configs: Sequence[TrainConfig], source: Acti
     return replace(group, members=group.members | new, passes=group.passes + passes)
 
 
-def _require_space(group: Group, source: ActivationSource) -> None:
-    todo: Mapping[str, TrainConfig] = {
+def _require_space(saved: Group, group: Group, source: ActivationSource) -> None:
+    todo = {
         name: config
         for name, config in group.members.items()
-        if name not in group.parked and not is_finished(group.path / name)
+        if name not in group.parked
+        and not (is_finished(group.path / name) and saved.members.get(name) == config)
     }
     if todo:
         needed = plan_training(todo, source).disk_bytes
         require_free_space(group.path, needed - size_of(group.path / CHECKPOINTS), "training")
+
+
+def _require_a_finished_member(group: Group) -> None:
+    if len(group.parked) == len(group.members):
+        reasons = "; ".join(f"{name} {reason}" for name, reason in group.parked.items())
+        raise SaelabError(
+            f"every SAE of the group has diverged ({reasons}); start again with lower learning rates"
+        )
 
 
 def _pass_plan(group: Group, number: int) -> PassPlan:
@@ -237,7 +263,7 @@ def _pass_plan(group: Group, number: int) -> PassPlan:
         members={name: group.members[name] for name in names},
         folders={name: group.path / name for name in names},
         checkpoints=group.path / CHECKPOINTS / _pass_name(number),
-        may_park=len(group.members) > 1,
+        may_park=True,
     )
 
 

@@ -53,6 +53,10 @@ class TrainingPass:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the stream and the loggers."""
         self.stream.close()  # frees its pools and ends its threads
         for loggers in self.loggers.values():
             loggers.close()
@@ -63,8 +67,8 @@ def train_to_end(training: TrainingPass, stop: StopRequest, progress: Progress) 
 
     Raises:
         Interrupted: A stop was asked for; the step was finished and saved.
-        SaelabError: The activations hold NaN or inf, or the loss diverged (with several members: of
-            all of them); the last good checkpoint is kept.
+        SaelabError: The activations hold NaN or inf, or the loss diverged and nobody may be left
+            behind; the last good checkpoint is kept.
     """
     config = training.config
     while training.step < config.steps:
@@ -76,6 +80,8 @@ def train_to_end(training: TrainingPass, stop: StopRequest, progress: Progress) 
         due = training.step % config.log_every == 0 or training.step == config.steps
         if due or saving:
             lines = _sound_metrics(training)
+            if not training.members:
+                return
             if due:
                 _write_metrics(training, lines, progress)
             if saving:
@@ -138,7 +144,8 @@ def encoder_inputs(member: Member, source: ActivationSource, rows: int) -> Itera
 def _train_on_next(training: TrainingPass) -> None:
     """Train every member on the next batch of its hookpoint, or count it as skipped."""
     batches = training.stream.next()
-    good = {hook: bool(torch.isfinite(batch.x).all()) for hook, batch in batches.items()}
+    hooks = {member.config.hook for member in training.members}  # fewer than are read, where some are parked
+    good = {hook: bool(torch.isfinite(batches[hook].x).all()) for hook in batches if hook in hooks}
     for hook, is_good in good.items():
         if not is_good and not training.config.skip_nonfinite:
             _refuse_nonfinite(training, hook, batches[hook])
@@ -171,11 +178,6 @@ def _sound_metrics(training: TrainingPass) -> dict[str, MetricsLine]:
         park(member, reason, places[-1] if places else None)
         training.members.remove(member)
         training.parked[member.name] = reason
-    if not training.members:
-        raise SaelabError(
-            f"every SAE of this pass has diverged ({'; '.join(f'{n} {r}' for n, r in training.parked.items())}); "
-            "start again with lower learning rates"
-        )
     return lines
 
 

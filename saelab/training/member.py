@@ -127,7 +127,6 @@ def make_member(
 
     Raises:
         SaelabError: The activations are constant or all zero.
-        UsageError: The SAE to start from does not fit.
     """
     hook, statistics = source.hook(config.hook), source.statistics(config.hook)
     device = torch.device(config.device)
@@ -137,7 +136,7 @@ def make_member(
     params = (
         initial_parameters(normalised, config.width, config.seed)
         if warm is None
-        else parameters_from(warm, config, hook, how)
+        else parameters_from(warm, how)
     )
     params = SAEParameters(**{key: _to(tensor, device) for key, tensor in params.named().items()})
     variance = (

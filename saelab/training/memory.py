@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from saelab.activations.source import ActivationSource
 from saelab.errors import SaelabError
@@ -29,9 +29,11 @@ class MemberCost:
     parameters: int
     """Number of trained numbers."""
     held_bytes: int
-    """Weights, gradients and moments, as long as it is trained."""
+    """Weights, gradients and moments on its device, as long as it is trained."""
     working_bytes: int
-    """Encoder tiles, batch, sample: needed by one SAE at a time."""
+    """Encoder tiles and batch on its device: needed by one SAE at a time."""
+    host_bytes: int
+    """Sample and the copy that a checkpoint is written from, in the machine's memory; one SAE at a time."""
     checkpoint_bytes: int
     """Its part of one checkpoint on disk."""
 
@@ -64,7 +66,8 @@ def cost_of(config: TrainConfig, d_in: int) -> MemberCost:
     return MemberCost(
         parameters=parameters,
         held_bytes=COPIES * parameters * FLOAT32,
-        working_bytes=(tiles + written_aside) * FLOAT32 + SAMPLE_COPIES * MEDIAN_SAMPLE * d_in * 8,
+        working_bytes=tiles * FLOAT32,
+        host_bytes=written_aside * FLOAT32 + SAMPLE_COPIES * MEDIAN_SAMPLE * d_in * 8,
         checkpoint_bytes=3 * parameters * FLOAT32 + 8 * config.width,
     )
 
@@ -83,41 +86,93 @@ def plan_training(
         SaelabError: One SAE alone needs more; the message names the largest width that fits.
     """
     first = next(iter(members.values()))
-    free = available_memory_bytes(first.device) if available is None else available
+    budget = _Budget.of(first.device, available)
     passes: list[list[str]] = []
-    sizes: list[int] = []
     for name, config in members.items():
-        if passes:
-            size = _pass_bytes([members[n] for n in passes[-1]] + [config], source)
-            if free is None or size <= free:
-                passes[-1].append(name)
-                sizes[-1] = size
-                continue
-        alone = _pass_bytes([config], source)
-        if free is not None and alone > free:
-            raise _too_large(config, source, alone, free)
+        if passes and budget.holds(_need([members[n] for n in passes[-1]] + [config], source)):
+            passes[-1].append(name)
+            continue
+        if not budget.holds(_need([config], source)):
+            raise _too_large(config, source, budget)
         passes.append([name])
-        sizes.append(alone)
     costs = {name: cost_of(config, source.hook(config.hook).d_in) for name, config in members.items()}
+    needs = [_need([members[name] for name in names], source) for names in passes]
     return TrainPlan(
         passes=tuple(map(tuple, passes)),
         parameters=sum(cost.parameters for cost in costs.values()),
-        memory_bytes=max(sizes),
+        memory_bytes=max(need.on_device + need.on_host for need in needs),
         disk_bytes=sum(CHECKPOINTS * c.checkpoint_bytes + c.parameters * FLOAT32 for c in costs.values()),
         steps=first.steps,
     )
 
 
-def _pass_bytes(configs: list[TrainConfig], source: ActivationSource) -> int:
+class _Need(NamedTuple):
+    """Memory of one pass, in bytes."""
+
+    on_device: int
+    on_host: int
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """Memory that there is, in bytes; None where that is not known."""
+
+    device: int | None
+    host: int | None
+    is_one: bool
+    """Whether the device's memory is the machine's own."""
+
+    @classmethod
+    def of(cls, device: str, available: int | None) -> _Budget:
+        if device.startswith("cuda"):
+            on_device = available_memory_bytes(device) if available is None else available
+            return cls(on_device, available_memory_bytes(), False)
+        both = available_memory_bytes() if available is None else available
+        return cls(both, both, True)
+
+    def holds(self, need: _Need) -> bool:
+        return self.lacks(need) is None
+
+    def lacks(self, need: _Need) -> tuple[int, int] | None:
+        """Return what is needed and what there is, where that is too little."""
+        if self.is_one:
+            need = _Need(need.on_device + need.on_host, 0)
+        for wanted, free in ((need.on_device, self.device), (need.on_host, self.host)):
+            if free is not None and wanted > free:
+                return wanted, free
+        return None
+
+
+def _need(configs: list[TrainConfig], source: ActivationSource) -> _Need:
     costs = [cost_of(config, source.hook(config.hook).d_in) for config in configs]
-    pools = sum(source.pool_bytes(hook, configs[0].pool_rows) for hook in {c.hook for c in configs})
-    return sum(cost.held_bytes for cost in costs) + max(cost.working_bytes for cost in costs) + pools
-
-
-def _too_large(config: TrainConfig, source: ActivationSource, needed: int, free: int) -> SaelabError:
-    one, two = (_pass_bytes([replace(config, width=width)], source) for width in (1, 2))
-    largest = max(0, (free - one) // (two - one))
-    return SaelabError(
-        f"width {config.width:,} needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free; "
-        f"the largest width that fits is about {largest:,}"
+    pools = source.pool_bytes({config.hook for config in configs}, configs[0].pool_rows)
+    return _Need(
+        on_device=sum(cost.held_bytes for cost in costs) + max(cost.working_bytes for cost in costs),
+        on_host=max(cost.host_bytes for cost in costs) + pools,
     )
+
+
+def _too_large(config: TrainConfig, source: ActivationSource, budget: _Budget) -> SaelabError:
+    needed, free = budget.lacks(_need([config], source)) or (0, 0)
+
+    def fits(**changes: int) -> bool:
+        return budget.holds(_need([replace(config, **changes)], source))
+
+    if fits(width=1):
+        what, largest = "width", _largest(config.width, lambda width: fits(width=width))
+    else:
+        rows = _largest(config.pool_rows, lambda rows: fits(width=1, pool_rows=rows))
+        what, largest = "pool_rows", rows
+    return SaelabError(
+        f"{what} {getattr(config, what):,} needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free; "
+        f"the largest {what} that fits is {largest:,}"
+    )
+
+
+def _largest(too_many: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest number below ``too_many`` that fits; 0 where none does."""
+    low, high = 0, too_many
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -29,6 +29,12 @@ def park(member: Member, reason: str, checkpoint: Path | None) -> None:
     write_json(member.folder / PARKED, facts)
 
 
+def unpark(folder: Path) -> None:
+    """Remove what was written when a member was left behind that is finished after all."""
+    for name in (PARKED, LAST_GOOD):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _link_or_copy(source: Path, target: Path) -> None:
     # Checkpoints are never changed in place, so a second name for the same file is as good as a copy.
     target.unlink(missing_ok=True)

@@ -7,17 +7,24 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from saelab.activations.source import ActivationSource, Order
-from saelab.errors import DamagedFileError, SaelabError
+from saelab.errors import DamagedFileError
 from saelab.interrupts import StopRequest
 from saelab.progress import Progress
 from saelab.storage.files import append_line, write_json
-from saelab.training.checkpoints import Checkpoint, keep_regular_only, latest_checkpoint, remove_unfinished
+from saelab.training.checkpoints import (
+    Checkpoint,
+    Resume,
+    keep_regular_only,
+    latest_checkpoint,
+    remove_unfinished,
+    require_same_threads,
+)
 from saelab.training.config import TrainConfig
 from saelab.training.finish import finish_run, is_finished
 from saelab.training.loggers import open_loggers
@@ -27,7 +34,6 @@ from saelab.training.run import CONFIG
 from saelab.training.warm_start import WarmStart
 
 ENVIRONMENT, TIMING = "environment.json", "timing.jsonl"
-Resume = Literal["exact", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +85,7 @@ def train_pass(
 
     Raises:
         Interrupted: A stop was asked for; the same call goes on.
-        SaelabError: The data are not finite, or every member diverged.
+        SaelabError: The data are not finite, or the only SAE diverged.
     """
     source.prepare(how.stop, quiet=how.quiet)
     remove_unfinished(plan.checkpoints)
@@ -110,7 +116,7 @@ def _new_or_resumed(
     on_ready: Callable[[], None],
 ) -> TrainingPass:
     if checkpoint is not None:
-        _require_same_threads(plan.checkpoints.parent, checkpoint.threads, how.resume)
+        require_same_threads(plan.checkpoints.parent, checkpoint.threads, how.resume)
     names = list(plan.members if checkpoint is None else checkpoint.members)
     if unknown := [name for name in names if name not in plan.members]:
         raise DamagedFileError(
@@ -130,22 +136,32 @@ def _new_or_resumed(
     hooks = list(dict.fromkeys(member.config.hook for member in members))
     stream = source.open(hooks, order, None if checkpoint is None else checkpoint.position)
     training = TrainingPass(members, stream, plan.checkpoints, plan.may_park)
-    on_ready()
-    for member in members:
+    try:
+        on_ready()
+        _restore(training, checkpoint)
+    except BaseException:
+        training.close()
+        raise
+    return training
+
+
+def _restore(training: TrainingPass, checkpoint: Checkpoint | None) -> None:
+    """Bring members and their folders to where the checkpoint was taken, or to the start."""
+    for member in training.members:
         write_json(member.folder / CONFIG, member.config.to_json())  # first: it says whose folder this is
         saved = None if checkpoint is None else checkpoint.members[member.name]
-        restore_metrics(member.folder, 0 if saved is None else saved["metrics_bytes"], plan.checkpoints)
+        size = 0 if saved is None else saved["metrics_bytes"]
+        restore_metrics(member.folder, size, training.checkpoints)
         if checkpoint is not None and saved is not None:
             member.restore(checkpoint.tensors(member.name), checkpoint.step, saved["skipped"])
         write_json(member.folder / ENVIRONMENT, environment())
     if checkpoint is not None:
         training.step, training.parked = checkpoint.step, dict(checkpoint.parked)
-    return training
 
 
 def _train(training: TrainingPass, how: HowToTrain) -> None:
     config = training.config
-    if training.step == config.steps:
+    if training.step == config.steps or not training.members:
         return
     done, total = training.step * config.batch, config.steps * config.batch
     with Progress(_label(training.members), total, "tokens", done=done, quiet=how.quiet) as progress:
@@ -162,14 +178,6 @@ def _label(members: list[Member]) -> str:
     if len(members) == 1:
         return f"training {first.recipe.name}, {first.width:,} features"
     return f"training {len(members)} SAEs"
-
-
-def _require_same_threads(folder: Path, threads: int, resume: Resume) -> None:
-    if resume == "exact" and threads != (now := torch.get_num_threads()):
-        raise SaelabError(
-            f"{folder} was trained with {threads} threads and this process has {now}: the same bits are not "
-            f"possible; set OMP_NUM_THREADS={threads}, or go on with --resume plain"
-        )
 
 
 def environment() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from saelab.activations.source import ActivationSource
@@ -10,7 +11,7 @@ from saelab.fields import differences
 from saelab.storage.files import WRITING_SUFFIX, remove_leftovers, require_free_space
 from saelab.storage.lock import LOCK_NAME, locked
 from saelab.training.config import TrainConfig
-from saelab.training.extend import extend_run, extends
+from saelab.training.extend import extend_run, extends, require_extendable
 from saelab.training.finish import is_finished
 from saelab.training.loggers import LOGS
 from saelab.training.memory import plan_training
@@ -43,12 +44,15 @@ def train_run(
     require_sound(config, source, how)
     plan = plan_training({STATE: config}, source)
     with locked(folder, "train"):
-        _require_own_folder(folder, config)
+        _require_own_folder(folder, config, source)
         remove_leftovers(folder, "*", f"{SAE}/*", f"{CHECKPOINTS}/*/*")
-        if (saved := saved_config(folder)) is not None and saved != config:
-            extend_run(folder, folder / CHECKPOINTS, saved, config)
-        if not is_finished(folder):
+        saved = saved_config(folder)
+        if saved != config or not is_finished(folder):
             require_free_space(folder, plan.disk_bytes - size_of(folder), "training")
+            if saved is not None and saved != config:
+                require_extendable(folder / CHECKPOINTS, folder, saved, how.resume)
+                source.prepare(how.stop, quiet=how.quiet)  # the last that may be refused or stopped
+                extend_run(folder, folder / CHECKPOINTS, saved, config)
             train_pass(
                 PassPlan(members={STATE: config}, folders={STATE: folder}, checkpoints=folder / CHECKPOINTS),
                 source,
@@ -82,17 +86,46 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _require_own_folder(folder: Path, config: TrainConfig) -> None:
+def _require_own_folder(folder: Path, config: TrainConfig, source: ActivationSource) -> None:
     """Refuse a folder that holds anything but a run of this configuration or a shorter one, before touching it."""
+    if (folder.parent / GROUP).exists() and (folder / CONFIG).exists():
+        raise UsageError(
+            f"{folder} belongs to the group {folder.parent}; give the group's folder and its options"
+        )
     if (saved := saved_config(folder)) is not None:
         if saved != config and not extends(config, saved):
-            found = differences(saved.to_json(), config.to_json())
-            raise UsageError(
-                f"{folder} holds a run of another configuration ({'; '.join(found)}); "
-                "choose another folder, or give the same options"
-            )
+            raise another_configuration(f"{folder} holds a run", saved, config, source)
         return
     require_empty(folder)
+
+
+def another_configuration(
+    what: str, saved: TrainConfig, wanted: TrainConfig, source: ActivationSource
+) -> UsageError:
+    """Return the error for a folder whose configuration is not the one that is asked for.
+
+    Args:
+        what: What is there, for example ``runs/a holds a run``.
+        saved: Its configuration, as far as it counts.
+        wanted: What is asked for.
+        source: Where the activations come from now.
+    """
+    if saved.source_identity in source.earlier_identities:
+        return UsageError(
+            f"{what} that was trained on the store before it was extended; choose another folder, perhaps with "
+            "--init-from, or cache the shorter store again elsewhere"
+        )
+    if (
+        wanted.tokens < saved.tokens
+        and replace(wanted, tokens=saved.tokens, extended_from=saved.extended_from) == saved
+    ):
+        return UsageError(
+            f"{what} of {saved.tokens:,} tokens, which cannot become one of {wanted.tokens:,}; choose another folder"
+        )
+    found = differences(saved.to_json(), wanted.to_json())
+    return UsageError(
+        f"{what} of another configuration ({'; '.join(found)}); choose another folder, or give the same options"
+    )
 
 
 def require_empty(folder: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saelab.activations.source import ActivationSource, SourceHook
+from saelab.activations.source import ActivationSource
 from saelab.errors import UsageError
 from saelab.sae.autoencoder import SAEParameters, SparseAutoencoder
 from saelab.sae.config import Normalisation
@@ -74,32 +74,30 @@ def require_warm_start(warm: WarmStart | None, config: TrainConfig, source: Acti
         )
     if warm is not None:
         warm.mismatch_with(source, allow=config.allow_model_mismatch)
+        _require_same_form(warm, config)
 
 
-def parameters_from(
-    warm: WarmStart, config: TrainConfig, hook: SourceHook, normalisation: Normalisation
-) -> SAEParameters:
-    """Return the SAE's weights in the units of the new run.
+def parameters_from(warm: WarmStart, normalisation: Normalisation) -> SAEParameters:
+    """Return the SAE's weights in the units of the new run."""
+    names = ("W_enc", "b_enc", "W_dec", "b_dec")
+    saved = SAEParameters(**{name: getattr(warm.sae, name).detach() for name in names})
+    return unfold_scale(saved, normalisation)
 
-    Raises:
-        UsageError: Its number of features, its hookpoint or its kind of normalisation are others.
-    """
+
+def _require_same_form(warm: WarmStart, config: TrainConfig) -> None:
     theirs = warm.sae.config
-    wanted = {
-        "d_sae": (theirs.d_sae, config.width),
-        "input hooks": (theirs.input_hooks, (hook.module_path,)),
-        "use of b_dec on the input": (theirs.apply_b_dec_to_input, True),
-    }
-    for name, (found, needed) in wanted.items():
-        if found != needed:
-            raise UsageError(f"--init-from {warm.path}: its {name} is {found}, this run's is {needed}")
-    kinds = (theirs.input_normalisation.kind, normalisation.kind)
+    if theirs.d_sae != config.width:
+        raise UsageError(
+            f"--init-from {warm.path} has {theirs.d_sae:,} features, this run is to have {config.width:,}; "
+            f"leave --width out, or give --width {theirs.d_sae}"
+        )
+    if theirs.input_hooks != (config.hook,) or not theirs.apply_b_dec_to_input:
+        raise UsageError(
+            f"--init-from {warm.path} reads {', '.join(theirs.input_hooks)}, this run {config.hook}; "
+            "start from an SAE of the same hookpoint"
+        )
+    kinds = (theirs.input_normalisation.kind, config.normalisation)
     if kinds[0] != kinds[1] and not {*kinds} <= {"none", "scale"}:
         raise UsageError(
-            f"--init-from {warm.path}: it was trained with --normalisation {kinds[0]}, which cannot become {kinds[1]}"
+            f"--init-from {warm.path} was trained with --normalisation {kinds[0]}, which cannot become {kinds[1]}"
         )
-    sae = warm.sae
-    saved = SAEParameters(
-        **{name: getattr(sae, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    )
-    return unfold_scale(saved, normalisation)

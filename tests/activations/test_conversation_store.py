@@ -171,10 +171,14 @@ def test_a_store_of_text_has_no_roles(store):
 
 
 @pytest.mark.parametrize(
-    "options", [{"packing": "conversation"}, {"text": TextSpec(source="x.jsonl", column="messages")}]
+    ("options", "named"),
+    [
+        ({"packing": "conversation"}, "--column messages"),
+        ({"text": TextSpec(source="x.jsonl", column="messages")}, "--packing conversation"),
+    ],
 )
-def test_conversations_and_their_packing_go_together(make_config, options):
-    with pytest.raises(UsageError, match="do not go together"):
+def test_conversations_and_their_packing_go_together(make_config, options, named):
+    with pytest.raises(UsageError, match=named):
         make_config(**options)
 
 

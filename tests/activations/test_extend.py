@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 from activation_helpers import RESID_0, RESID_1, data_files
@@ -160,3 +161,13 @@ def test_only_as_much_text_is_read_and_hashed_as_is_needed(make_store, tmp_path,
     make_store(tmp_path / "s", text=text, tokens=100)
     make_store(tmp_path / "s", text=text, tokens=150)
     assert data_files(tmp_path / "s") == data_files(make_store(tmp_path / "t", text=text, tokens=150).path)
+
+
+def test_where_model_and_text_lay_is_no_part_of_the_identity(make_store, make_config, tmp_path):
+    """Copies of model and text in another place give a store of the same identity."""
+    here = make_store(tmp_path / "here")
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    moved = shutil.copy(make_config().text.source, place / "corpus.jsonl")
+    there = make_store(tmp_path / "there", text=replace(make_config().text, source=str(moved)))
+    assert here.identity == there.identity

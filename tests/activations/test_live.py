@@ -9,8 +9,9 @@ import pytest
 import torch
 from activation_helpers import RESID_0, RESID_1, all_rows
 
+from saelab.activations import live_pool
 from saelab.activations.live import LiveSource
-from saelab.activations.live_pool import PoolStart
+from saelab.activations.live_pool import PoolMaker, PoolStart
 from saelab.activations.source import Order, StoreSource
 from saelab.activations.spec import CacheConfig, LiveConfig
 from saelab.api import train_config
@@ -194,8 +195,10 @@ def test_documents_are_mixed_as_a_pool_mixes(make_live):
 def test_nothing_is_read_ahead_beyond_what_is_wanted(make_live, monkeypatch):
     live = make_live()
     made = []
-    real = live._maker.make
-    monkeypatch.setattr(live._maker, "make", lambda start, *rest: made.append(start) or real(start, *rest))
+    real = PoolMaker.make
+    monkeypatch.setattr(
+        PoolMaker, "make", lambda self, start, *rest: made.append(start) or real(self, start, *rest)
+    )
     first = live.first_pool
     take(live, first.n_rows // BATCH, total_rows=first.n_rows)
     assert made == [PoolStart()]
@@ -227,6 +230,41 @@ def test_a_live_run_that_is_stopped_and_resumed_ends_with_the_same_bits(make_liv
     for part in ("sae/weights.safetensors", "sae/feature_stats.safetensors", "metrics.jsonl"):
         assert (run.path / part).read_bytes() == (tmp_path / "straight" / part).read_bytes(), part
     assert Run.open(run.path).live == straight.config
+
+
+def test_documents_of_which_no_token_is_kept_are_passed_over(make_live, make_config, tmp_path):
+    """A pool without a row is no pool: the next one is made, or the next pass over the text begins."""
+    path = tmp_path / "text.jsonl"
+    texts = ["some words of a small language " * 3] * 6 + ["a"] * 5
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    text = replace(make_config().text, source=str(path), heldout_share=0.0)
+    live = make_live(text=text, packing="document", mask_first_positions=8, pool_rows=25)
+    pools = [live._maker.make(PoolStart())]
+    while len(pools) < 8:
+        pools.append(live._maker.make(pools[-1].after))
+    assert all(pool.n_rows for pool in pools)
+    assert pools[-1].start.epoch >= 1
+    path.write_text("".join(json.dumps({"text": "a"}) + "\n" for _ in range(9)))
+    nothing = make_live(text=text, packing="document", mask_first_positions=8, pool_rows=25)
+    with pytest.raises(SaelabError, match="no training document with tokens that are kept"):
+        nothing.statistics(RESID_0)
+
+
+def test_a_document_far_larger_than_a_pool_is_refused_by_number(make_live, monkeypatch):
+    monkeypatch.setattr(live_pool, "LONGEST_EXCESS", 10)
+    with pytest.raises(
+        SaelabError, match=r"document \d+ is so long that a pool of 5 rows would hold \d+; cut it"
+    ):
+        make_live(pool_rows=5).statistics(RESID_0)
+
+
+def test_places_are_part_of_the_identity_where_an_outlier_at_any_of_them_is_left_out(make_live):
+    one = make_live(mask_norm_ratio=1.2)
+    both = make_live(mask_norm_ratio=1.2, at=(RESID_0, RESID_1))
+    assert one.first_pool.n_rows != both.first_pool.n_rows
+    assert one.identity != both.identity
+    with pytest.raises(UsageError, match="it must be a number above 1"):
+        make_live(mask_norm_ratio=float("inf"))
 
 
 def test_a_text_without_training_documents_is_refused(make_live, make_config):

@@ -8,6 +8,7 @@ import pytest
 from saelab import api
 from saelab.cli.evaluate import describe_evaluation
 from saelab.sae.files import sae_identity
+from saelab.training.grid import Grid
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -16,7 +17,7 @@ HOOK = "blocks.1.hook_resid_post"
 def group(store_and_run, tmp_path_factory):
     """A group of two, of which one is not finished."""
     folder = tmp_path_factory.mktemp("evaluate") / "group"
-    grid = api.Grid(widths=(32, 48), recipe_options={"topk": {"k": 4}})
+    grid = Grid(widths=(32, 48), recipe_options={"topk": {"k": 4}})
     api.train_grid(store_and_run[0], grid, tokens=512, batch=128, out=folder, quiet=True)
     (folder / "topk-k4-f48-s0" / "manifest.json").unlink()
     return folder
@@ -95,3 +96,36 @@ def test_a_group_without_a_finished_member_is_refused(group, saelab, tmp_path):
     (tmp_path / "group" / "topk-k4-f32-s0" / "manifest.json").unlink()
     code, _, err = saelab("evaluate", tmp_path / "group")
     assert code == 2 and "there is no finished run to use" in err
+
+
+def test_only_held_out_tokens_are_called_so(store_and_run, saelab, tmp_path):
+    store, run = store_and_run
+    text = tmp_path / "new.jsonl"
+    text.write_text("".join(json.dumps({"text": f"def new_{n}(): return {n}"}) + "\n" for n in range(30)))
+    code, out, err = saelab("evaluate", run, "--tokens", "200", "--text", text)
+    assert code == 0, err
+    assert out.splitlines()[0].startswith(f"{run}, ")
+    assert out.splitlines()[0].endswith(f" tokens of the text {text}") and "held-out" not in out
+    assert (run / "evaluations" / "text-new-jsonl.json").exists()
+    code, out, _ = saelab("evaluate", run, "--tokens", "200", "--store", store)
+    assert code == 0 and out.splitlines()[0].endswith(" held-out tokens"), "the run's own store"
+    code, out, err = saelab("evaluate", run, "--text", text, "--name", "heldout")
+    assert code == 2 and len(err.splitlines()) == 1 and "keep this one under another name with --name" in err
+
+
+def test_a_text_without_documents_to_evaluate_is_one_line_without_a_rooms_name(
+    store_and_run, saelab, tmp_path
+):
+    text = tmp_path / "new.jsonl"
+    text.write_text(json.dumps({"text": "x = 3"}) + "\n")
+    code, _, err = saelab(
+        "evaluate", store_and_run[1], "--text", text, "--heldout-share", "0", "--name", "none"
+    )
+    assert code == 2 and err.splitlines()[-1].startswith(f"saelab evaluate: {text} has no held-out document")
+
+
+def test_what_is_no_run_is_refused_with_what_to_do(store_and_run, saelab, tmp_path):
+    code, _, err = saelab("evaluate", store_and_run[0])
+    assert code == 2 and "is not a run but a folder of kind store" in err and len(err.splitlines()) == 1
+    code, _, err = saelab("evaluate", tmp_path / "gone")
+    assert code == 2 and "does not exist; saelab ls" in err

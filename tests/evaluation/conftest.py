@@ -20,6 +20,7 @@ from saelab.lm.spec import ModelSpec
 from saelab.sae.autoencoder import Reconstruction
 from saelab.sae.config import Normalisation, SAEConfig
 from saelab.text.spec import TextSpec
+from saelab.training.grid import Grid
 from saelab_kernels.code import SparseCode
 
 HOOK = "model.layers.0.output"
@@ -190,11 +191,11 @@ def known_sae():
 def trained(world, tmp_path_factory):
     """A group of two on the masked store, a run on the unmasked one, and a run that was trained live."""
     folder = tmp_path_factory.mktemp("trained")
-    grid = api.Grid(widths=(32, 48), recipe_options={"topk": {"k": 4}})
+    grid = Grid(widths=(32, 48), recipe_options={"topk": {"k": 4}})
     api.train_grid(world.masked, grid, out=folder / "group", **SMALL)
     options = {"width": 40, "recipe_options": {"k": 4}} | SMALL
     api.train(world.unmasked, out=folder / "alone", **options)
-    text = api.TextSpec(source=text_of(world), heldout_share=0.5)
+    text = TextSpec(source=text_of(world), heldout_share=0.5)
     live = api.live(world.lm, text, at=HOOK, context=48, pool_rows=512)
     api.train(live, out=folder / "live", **options)
     return folder
@@ -205,7 +206,8 @@ def copy(trained, tmp_path):
     """Return a function that copies a run or group, so that a test may change it."""
 
     def make(name):
-        shutil.copytree(trained / name, tmp_path / name)
+        # Without the records that other tests have left there.
+        shutil.copytree(trained / name, tmp_path / name, ignore=lambda *_: ["evaluations"])
         return tmp_path / name
 
     return make

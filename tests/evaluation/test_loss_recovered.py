@@ -9,7 +9,7 @@ import torch
 
 from saelab.activations.store import Store
 from saelab.evaluation.evaluate import evaluate
-from saelab.evaluation.loss_recovered import loss_recovered
+from saelab.evaluation.loss_recovered import LossMetrics, loss_recovered
 from saelab.evaluation.tokens import padded_rows
 from saelab.lm.hooks import resolve
 from saelab.text.packing import predictions_that_count
@@ -189,3 +189,24 @@ def test_a_massive_first_token_is_reported_when_it_is_not_masked(world, known_sa
         assert len(evaluation.warnings) == 1
         assert "at position 0 of their sequence" in evaluation.warnings[0]
         assert evaluation.outlier_ratio > 50
+
+
+def test_an_ablation_that_does_no_harm_is_warned_of():
+    harmless = LossMetrics(ce_clean=2.0, ce_spliced=1.9, ce_zero_ablation=1.5, ce_mean_ablation=3.0)
+    (warning,) = harmless.warnings()
+    assert warning == (
+        "ce_recovered_zero means nothing here: the model is better with zeros put in (1.5000 nats/token) than as "
+        "it is (2.0000), so there is no loss to recover"
+    )
+    assert LossMetrics().warnings() == ()
+
+
+def test_the_record_carries_that_warning(world, known_sae):
+    """An unembedding that says the opposite: knowing nothing is better."""
+    store = world.masked
+    lm = dataclasses.replace(
+        world.lm, unembedding=dataclasses.replace(world.lm.unembedding, weight=-world.lm.unembedding.weight)
+    )
+    record = evaluate(known_sae(lambda x: x, store), store, lm=lm, progress=False).to_json()
+    assert record["ce_zero_ablation"] < record["ce_clean"]
+    assert any(warning.startswith("ce_recovered_zero means nothing here") for warning in record["warnings"])

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from run_helpers import SMALL, evaluate
+from run_helpers import SMALL, evaluate, text_of
 
 from saelab import api
 from saelab.activations.store import Store
@@ -87,6 +87,88 @@ def test_an_overlay_keeps_records_by_the_identity_of_the_sae_and_leaves_the_run_
     shutil.move(run, tmp_path / "renamed")
     evaluate([tmp_path / "renamed"], out=out, name="again")
     assert len(list(out.iterdir())) == 1, "another name of the run is the same SAE"
+
+
+def test_a_name_is_derived_from_where_the_tokens_come_from(trained, world, copy, loads):
+    run = copy("alone")
+    (own,) = evaluate([run])
+    (given,) = evaluate([run], store=world.unmasked)
+    (other,) = evaluate([run], store=world.masked)
+    (text,) = evaluate([run], text=text_of(world))
+    (model,) = evaluate([run], model=world.lm.spec.name)
+    assert [record["source"]["kind"] for record in (own, given, other, text, model)] == [
+        "own",
+        "own",
+        "store",
+        "text",
+        "model",
+    ]
+    assert other["source"]["store_identity"] == world.masked.identity
+    assert text["source"]["text"]["source"] == text_of(world) and text["source"]["packing"] == "packed"
+    assert text["source"]["model"]["name"] == world.lm.spec.name
+    assert sorted(path.stem for path in (run / "evaluations").glob("*.json")) == [
+        "heldout",
+        "manifest",
+        "model-model",
+        "store-masked",
+        "text-text-jsonl",
+    ]
+
+
+def test_a_record_of_other_tokens_is_not_replaced(trained, world, copy, loads, tmp_path, monkeypatch):
+    run = copy("alone")
+    evaluate([run], name="mine")
+    before = (run / "evaluations" / "mine.json").read_bytes()
+    for other in ({"store": world.masked}, {"text": text_of(world)}):
+        with pytest.raises(
+            UsageError, match=r"mine.json is the record of another evaluation \(held-out.*--name"
+        ):
+            evaluate([run], name="mine", **other)
+    assert (run / "evaluations" / "mine.json").read_bytes() == before
+    evaluate([run], name="mine", tokens="100")
+    assert (run / "evaluations" / "mine.json").read_bytes() != before, "other numbers of the same tokens"
+    text = tmp_path / "other.jsonl"
+    text.write_text('{"text": "ka mi to re su lo"}\n' * 9)
+    evaluate([run], text=str(text))
+    monkeypatch.chdir(tmp_path)
+    evaluate([run], text="./other.jsonl")
+    (run / "evaluations" / "mine.json").write_text("{")
+    evaluate([run], name="mine", store=world.masked)  # nothing is lost with a damaged record
+
+
+def test_one_run_and_several_are_told_apart_in_python(trained, copy, loads, unchecked):
+    paths = [trained / "alone", trained / "live"]
+    with pytest.raises(UsageError, match="evaluate takes one run; evaluate_many takes several"):
+        api.evaluate(paths, quiet=True)
+    for one in (copy("alone"), str(trained / "alone"), Run.open(trained / "alone")):
+        assert len(api.evaluate_many(one, tokens=100, quiet=True)) == 1
+
+
+def test_a_run_that_is_being_extended_is_named_with_its_shorter_one(copy):
+    run = copy("alone")
+    for tokens in (80, 640):
+        shutil.copytree(trained_only(run), run / "lengths" / f"tokens-{tokens}")
+    (run / "manifest.json").unlink()
+    with pytest.raises(
+        UsageError, match=r"not finished; .* or use the shorter run .*/alone/lengths/tokens-640$"
+    ):
+        open_run(run)
+
+
+def trained_only(run):
+    """Return a copy of a run's files beside it."""
+    target = run.with_name("whole")
+    shutil.rmtree(target, ignore_errors=True)
+    return shutil.copytree(run, target, ignore=lambda *_: ["lengths"])
+
+
+def test_folders_that_are_no_runs_are_told_what_they_are(trained, world, tmp_path):
+    with pytest.raises(UsageError, match=r"is not a run but a folder of kind store; .* --store"):
+        open_run(world.masked.path)
+    with pytest.raises(UsageError, match=r"is not a run but a folder of kind sae$"):
+        open_run(trained / "alone" / "sae")
+    with pytest.raises(UsageError, match="is not a run; saelab ls"):
+        open_run(tmp_path)
 
 
 def test_a_read_only_run_is_refused_before_any_work_and_told_of_the_overlay(tmp_path):

@@ -131,7 +131,7 @@ def test_chats_come_through_tables(tmp_path, monkeypatch):
             {"subset": "en", "keep_columns": ("yeer",), "streaming": True},
             r'no column "yeer".*did you mean year\?',
         ),
-        ({"subset": "en", "column": "year"}, 'train 0: the field "year" is not a string'),
+        ({"subset": "en", "column": "year"}, 'train 0: the field "year" holds numbers, which is no text'),
     ],
 )
 def test_wrong_names_are_told_with_the_right_ones(hub, options, message):

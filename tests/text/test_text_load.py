@@ -74,7 +74,7 @@ def test_lines_without_id_are_numbered(tmp_path):
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', 'line 2: no field "text".*body'),
-        ("a.jsonl", b'{"text": 3}\n', "line 1.*not a string"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1.*holds numbers, which is no text"),
         ("a.jsonl", b'{"text": "x"}\nnonsense\n', "line 2: not valid JSON"),
         ("a.jsonl", b"[1]\n", "line 1: not a JSON object"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1.*not Unicode"),

@@ -9,10 +9,11 @@ import torch
 from training_helpers import SimulatedCrash, StopAfter, data_files, train_run
 
 from saelab.activations.source import StoreSource
-from saelab.errors import Interrupted, UsageError
+from saelab.errors import Interrupted, SaelabError, UsageError
 from saelab.storage import files
 from saelab.storage.inspect import verify_folder
 from saelab.training import group as groups
+from saelab.training import single
 from saelab.training.checkpoints import finished_checkpoints
 from saelab.training.config import Schedule
 from saelab.training.grid import Grid, lengths_in, make_configs, with_lengths
@@ -140,13 +141,46 @@ def test_a_run_without_its_branch_point_cannot_be_extended_and_is_left_as_it_was
     branch = tmp_path / "run" / "checkpoints" / "step-000017"
     shutil.rmtree(branch)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000015")
-    before = outcome(tmp_path / "run")
+    before = data_files(tmp_path / "run")
     with pytest.raises(UsageError, match=r"no checkpoint at step 17 .* --init-from"):
         train_run(make_config().extended(LONG), store, tmp_path / "run")
-    assert outcome(tmp_path / "run") == before
+    assert data_files(tmp_path / "run") == before
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(UsageError, match=r"the checkpoints of .* are gone"):
+    with pytest.raises(UsageError, match=r"no checkpoint at step 17 .* --init-from"):
         train_run(make_config().extended(LONG), store, tmp_path / "run")
+
+
+def test_a_refused_extension_leaves_everything_as_it_was(make_config, store, tmp_path, monkeypatch):
+    source, how = StoreSource(store), HowToTrain(quiet=True)
+    both = [replace(make_config(), seed=seed) for seed in (0, 1)]
+    train_run(both[0], store, tmp_path / "run")
+    groups.train_group(both, source, tmp_path / "group", how)
+    before = data_files(tmp_path)
+    longer = [config.extended(LONG) for config in both]
+
+    def refused(match):
+        for extend in (
+            lambda: train_run(longer[0], store, tmp_path / "run"),
+            lambda: groups.train_group(longer, source, tmp_path / "group", how),
+        ):
+            with pytest.raises(SaelabError, match=match):
+                extend()
+            assert data_files(tmp_path) == before
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        refused("--resume plain")
+    finally:
+        torch.set_num_threads(threads)
+    no_room = SaelabError("no room")
+
+    def full(*_):
+        raise no_room
+
+    for module in (groups, single):
+        monkeypatch.setattr(module, "require_free_space", full)
+    refused("no room")
 
 
 def test_other_options_are_not_changed_by_an_extension(make_config, store, tmp_path):

@@ -12,6 +12,7 @@ from training_helpers import SimulatedCrash, StopAfter, data_files
 from saelab.activations.own import OwnBatch
 from saelab.activations.source import StoreSource
 from saelab.activations.store import Store
+from saelab.activations.stream import StoreStream
 from saelab.errors import DamagedFileError, Interrupted, SaelabError, UsageError
 from saelab.storage import files
 from saelab.storage.inspect import list_folders, verify_folder
@@ -20,6 +21,7 @@ from saelab.training import group as groups
 from saelab.training import memory
 from saelab.training.checkpoints import finished_checkpoints
 from saelab.training.group import Group, plan_group
+from saelab.training.member import Member
 from saelab.training.passes import HowToTrain
 from saelab.training.recipes.topk import TopK
 from saelab.training.single import train_run
@@ -96,7 +98,9 @@ def test_memory_decides_how_many_passes_there_are_and_not_the_bits(
     one = memory.plan_training({"one": configs[0]}, source).memory_bytes
     all_four = memory.plan_training(dict(zip(NAMES, configs, strict=True)), source)
     assert all_four.passes == (tuple(NAMES),)
-    monkeypatch.setattr(memory, "available_memory_bytes", lambda device: (one + all_four.memory_bytes) // 2)
+    monkeypatch.setattr(
+        memory, "available_memory_bytes", lambda device="cpu": (one + all_four.memory_bytes) // 2
+    )
     _, todo = plan_group(configs, source)
     group = train_group(configs, store, tmp_path / "group")
     assert len(group.passes) == 2
@@ -139,8 +143,102 @@ def test_a_member_that_diverges_is_parked_and_the_others_go_on(configs, store, t
 
 def test_a_group_whose_every_member_diverges_fails_in_one_line(configs, store, tmp_path):
     wild = [replace(config, lr=1e4) for config in configs[:2]]
-    with pytest.raises(SaelabError, match=r"every SAE of this pass has diverged .* lower learning rates"):
+    with pytest.raises(SaelabError, match=r"every SAE of the group has diverged .* lower learning rates"):
         train_group(wild, store, tmp_path / "group")
+
+
+def test_a_pass_that_diverges_whole_does_not_stop_the_others(configs, store, tmp_path, alone):
+    train_group(configs[:1], store, tmp_path / "group")
+    with_wild = [configs[0], replace(configs[0], lr=1e4)]
+    group = train_group(with_wild, store, tmp_path / "group")
+    assert list(group.parked) == ["topk-k4-f48-s0-lr10000"]
+    group = train_group([*with_wild, configs[1]], store, tmp_path / "group")
+    assert sorted(group.finished) == NAMES[:2]
+    for name in NAMES[:2]:
+        assert group_files(tmp_path / "group" / name) == alone[name], name
+    assert verify_folder(tmp_path / "group").problems == []
+
+
+def test_a_member_that_diverged_late_has_another_chance_in_a_longer_run(
+    configs, store, tmp_path, monkeypatch
+):
+    """Parked after the branch point, so that the longer run goes on from a state that was good."""
+    real = Member.divergence
+
+    def after_the_branch(self, line):
+        if self.config.seed == 0 and self.config.tokens == configs[0].tokens and self.step > 17:
+            return "diverged for the test"
+        return real(self, line)
+
+    monkeypatch.setattr(Member, "divergence", after_the_branch)
+    group = train_group(configs[:2], store, tmp_path / "group")
+    assert list(group.parked) == NAMES[:1]
+    longer = [config.extended(40 * 64) for config in configs[:2]]
+    group = train_group(longer, store, tmp_path / "group")
+    assert group.parked == {}
+    assert sorted(group.finished) == NAMES[:2]
+    assert not (tmp_path / "group" / NAMES[0] / "parked.json").exists()
+    train_run(longer[0], StoreSource(store), tmp_path / "alone", HowToTrain(quiet=True))
+    weights = "sae/weights.safetensors"
+    assert (tmp_path / "group" / NAMES[0] / weights).read_bytes() == (
+        tmp_path / "alone" / weights
+    ).read_bytes()
+
+
+def test_a_refused_member_leaves_the_group_as_it_was(configs, make_config, tmp_path):
+    x = torch.randn(3000, 8, generator=torch.Generator().manual_seed(0))
+    batches = [OwnBatch({"good": x, "constant": torch.ones(3000, 8)}, torch.arange(3000) // 10)]
+    store = Store.from_batches(tmp_path / "store", batches, dtype="float32")
+    base = replace(make_config(), source_identity=store.identity, width=24, hook="good")
+    train_group([base], store, tmp_path / "group")
+    before = data_files(tmp_path / "group")
+    with pytest.raises(SaelabError, match="constant: there is nothing to learn"):
+        train_group([base, replace(base, hook="constant")], store, tmp_path / "group")
+    assert data_files(tmp_path / "group") == before
+
+
+def test_a_member_cannot_be_trained_as_a_run_of_its_own_in_its_folder(configs, store, tmp_path):
+    with pytest.raises(Interrupted):
+        train_group(configs, store, tmp_path / "group", stop=StopAfter(7))
+    before = data_files(tmp_path / "group")
+    with pytest.raises(UsageError, match="belongs to the group"):
+        train_run(configs[0], StoreSource(store), tmp_path / "group" / NAMES[0], HowToTrain(quiet=True))
+    assert data_files(tmp_path / "group") == before
+
+
+def test_a_group_that_is_to_be_extended_is_planned_with_its_own_members(configs, store, tmp_path):
+    source = StoreSource(store)
+    train_group(configs[:2], store, tmp_path / "group")
+    longer = [config.extended(40 * 64) for config in configs]
+    group, todo = plan_group(longer, source, tmp_path / "group")
+    assert list(group.members) == NAMES
+    assert todo == (tuple(NAMES[:2]), tuple(NAMES[2:]))
+    assert {config.steps for config in group.members.values()} == {40}
+    assert plan_group(configs[:2], source, tmp_path / "group")[1] == ()
+
+
+def test_nan_at_a_hook_that_nobody_trains_on_any_more_stops_nobody(make_config, tmp_path, monkeypatch):
+    x = torch.randn(3000, 8, generator=torch.Generator().manual_seed(0))
+    batches = [OwnBatch({"a": x, "b": x}, torch.arange(3000) // 10)]
+    store = Store.from_batches(tmp_path / "store", batches, dtype="float32")
+    base = replace(make_config(), source_identity=store.identity, width=24)
+    real = Member.divergence
+    monkeypatch.setattr(
+        Member,
+        "divergence",
+        lambda self, line: "diverged" if self.config.hook == "b" else real(self, line),
+    )
+    real_next = StoreStream.next
+
+    def poisoned(self):
+        batch = real_next(self)
+        if self.hook.module_path == "b":
+            batch.x[0, 0] = torch.nan if self.cursor > 20 * 64 else batch.x[0, 0]
+        return batch
+
+    monkeypatch.setattr(StoreStream, "next", poisoned)
+    group = train_group([replace(base, hook=hook) for hook in "ab"], store, tmp_path / "group")
+    assert len(group.finished) == len(group.parked) == 1
 
 
 def test_another_setting_is_refused_with_the_difference(configs, store, tmp_path):
@@ -223,7 +321,10 @@ def test_the_hooks_of_a_store_can_be_trained_on_one_pass(make_config, tmp_path):
     batches = [OwnBatch({"narrow": narrow, "wide": wide}, torch.arange(3000) // 10)]
     store = Store.from_batches(tmp_path / "store", batches, dtype="float32")
     source = StoreSource(store)
-    base = replace(make_config(), source_identity=store.identity, width=24)
+    base = make_config(width=24)
+    pool_rows = {source.default_pool_rows(hook) for hook in ("narrow", "wide")}
+    assert len(pool_rows) == 1, "by default they can share a pass"
+    base = replace(base, source_identity=store.identity, pool_rows=pool_rows.pop())
     both = [replace(base, hook=hook) for hook in ("narrow", "wide")]
     group = train_group(both, store, tmp_path / "group")
     assert list(group.members) == ["topk-k4-f24-s0-lr0.01-narrow", "topk-k4-f24-s0-lr0.01-wide"]

@@ -63,7 +63,7 @@ def test_an_sae_that_does_not_fit_is_refused(trained, store, tmp_path):
     warm = open_warm_start(trained.path)
     how = HowToTrain(quiet=True, warm=warm)
     config = replace(trained.config, init_from=warm.identity)
-    with pytest.raises(UsageError, match="its d_sae is 48, this run's is 32"):
+    with pytest.raises(UsageError, match="has 48 features, this run is to have 32; leave --width out"):
         train_run(replace(config, width=32), StoreSource(store), tmp_path / "a", how)
     with pytest.raises(UsageError, match="which cannot become layer_norm"):
         train_run(replace(config, normalisation="layer_norm"), StoreSource(store), tmp_path / "b", how)

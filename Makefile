@@ -20,7 +20,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -m "not soak and not gpu" --durations=15
+	$(BIN)/python -m pytest -m "not soak and not gpu" -n 2 --durations=15
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak -s

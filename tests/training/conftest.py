@@ -1,5 +1,6 @@
 import pytest
 import torch
+from training_helpers import data_files, train_run
 
 from saelab.activations.store import Store
 from saelab.api import train_config
@@ -26,3 +27,10 @@ def make_config(store):
         return train_config(store, "topk", recipe_options={"k": k}, **(small | options))
 
     return make
+
+
+@pytest.fixture
+def straight(make_config, store, tmp_path):
+    """The files of a run that was never stopped."""
+    train_run(make_config(), store, tmp_path / "straight")
+    return data_files(tmp_path / "straight")

@@ -7,27 +7,18 @@ import pytest
 import torch
 from training_helpers import SimulatedCrash, StopAfter, data_files, train_run
 
-from saelab import interrupts
 from saelab.activations.source import StoreSource
 from saelab.activations.store import Store
 from saelab.api import train_config
 from saelab.errors import DamagedFileError, Interrupted, SaelabError, UsageError
-from saelab.interrupts import StopRequest
 from saelab.storage import files
 from saelab.storage.inspect import verify_folder
 from saelab.storage.manifest import read_manifest, write_manifest
 from saelab.storage.tensors import read_tensors, write_tensors
-from saelab.training import checkpoints, loggers
+from saelab.training import checkpoints
 from saelab.training.checkpoints import finished_checkpoints
 from saelab.training.config import train_config_from_json
 from saelab.training.run import Run
-
-
-@pytest.fixture
-def straight(make_config, store, tmp_path):
-    """The files of a run that was never stopped."""
-    train_run(make_config(), store, tmp_path / "straight")
-    return data_files(tmp_path / "straight")
 
 
 def test_a_finished_run_opens_verifies_and_is_not_trained_again(make_config, store, tmp_path):
@@ -327,31 +318,3 @@ def test_an_unknown_recipe_and_option_name_the_known_ones(make_config):
         train_config_from_json(raw | {"recipe": {"name": "topj"}}, "config.json")
     with pytest.raises(UsageError, match="recipe topk has unknown fields: kk; known: k"):
         train_config_from_json(raw | {"recipe": {"name": "topk", "k": 4, "kk": 1}}, "config.json")
-
-
-def test_a_logger_that_fails_at_every_line_changes_nothing_of_the_run(
-    make_config, store, tmp_path, straight, monkeypatch, capsys
-):
-    class Broken:
-        def log(self, step, values):
-            raise RuntimeError("the server is on fire")
-
-        def close(self):
-            raise RuntimeError("still on fire")
-
-    monkeypatch.setitem(loggers._OPENERS, "tensorboard", lambda run: Broken())
-    train_run(make_config(), store, tmp_path / "run", log=("tensorboard",))
-    assert data_files(tmp_path / "run") == straight
-    assert capsys.readouterr().err.count("the server is on fire") == 1
-
-
-def test_a_run_whose_time_is_over_is_saved_and_goes_on(make_config, store, tmp_path, straight, monkeypatch):
-    now = {"seconds": 0.0}
-    monkeypatch.setattr(interrupts.time, "monotonic", lambda: now["seconds"])
-    stop = StopRequest(seconds=100)
-    assert not stop.requested
-    now["seconds"] = 100.0
-    with pytest.raises(Interrupted, match="after step 1 of 24 and saved; the same command goes on"):
-        train_run(make_config(), store, tmp_path / "run", stop=stop)
-    train_run(make_config(), store, tmp_path / "run", stop=StopRequest(seconds=100))
-    assert data_files(tmp_path / "run") == straight

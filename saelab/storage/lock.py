@@ -44,8 +44,8 @@ class FolderLock:
     """The lock of a folder: held alone, or together by processes that share one kind of work.
 
     Nothing here waits. A change from alone to together, or back, lets go for a moment: what was true
-    before it must be looked at again. The lock's file stays in the folder; who removed it could let
-    two processes hold locks on two files of one name.
+    before it must be looked at again. The lock's file stays in the folder; only `locked` removes it, with
+    a folder of its own in which nothing was begun, and a lock on a file that was removed is not believed.
 
     Args:
         folder: Made if it is missing.

@@ -14,6 +14,7 @@ from saelab.storage.files import read_json
 from saelab.training.config import train_config_from_json
 from saelab.training.passes import HowToTrain
 from saelab.training.single import train_run
+from saelab.training.warm_start import open_warm_start
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,11 +26,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--resume", choices=("exact", "plain"), default="exact", help="with another thread count"
     )
+    parser.add_argument(
+        "--init-from", type=Path, help="run or SAE to start from, where the configuration names one"
+    )
     options = parser.parse_args(arguments)
     config = train_config_from_json(read_json(options.config), str(options.config))
     source = StoreSource(Store.open(options.store))
+    warm = None if options.init_from is None else open_warm_start(options.init_from)
     with stop_on_signals() as stop:
-        train_run(config, source, options.out, HowToTrain(stop=stop, resume=options.resume))
+        train_run(config, source, options.out, HowToTrain(stop=stop, resume=options.resume, warm=warm))
 
 
 if __name__ == "__main__":

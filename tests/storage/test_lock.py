@@ -82,3 +82,24 @@ def test_a_file_system_without_locks_is_one_error(tmp_path, monkeypatch):
         claimed(tmp_path / "a.lock"),
     ):
         pass
+
+
+def test_a_folder_in_which_nothing_was_begun_is_gone_after_an_error(tmp_path):
+    with pytest.raises(ValueError, match="refused"), locked(tmp_path / "new", "work"):
+        raise ValueError("refused")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with pytest.raises(ValueError, match="refused"), locked(tmp_path / "old", "work"):
+        raise ValueError("refused")
+    assert (tmp_path / "old").exists()
+    with pytest.raises(ValueError, match="refused"), locked(tmp_path / "begun", "work"):
+        (tmp_path / "begun" / "file").touch()
+        raise ValueError("refused")
+    assert (tmp_path / "begun" / "file").exists()
+
+
+def test_a_lock_on_a_file_that_was_removed_is_not_believed(tmp_path):
+    with FolderLock(tmp_path, "work") as lock:
+        (tmp_path / ".lock").unlink()
+        with pytest.raises(SaelabError, match="in use by another process"):
+            lock.try_alone()

@@ -10,7 +10,9 @@ from saelab.activations.store import Store
 from saelab.api import train_config
 from saelab.errors import UsageError
 from saelab.sae.normalisation import normalise
+from saelab.storage.files import write_json
 from saelab.storage.manifest import read_manifest
+from saelab.training.__main__ import main
 from saelab.training.member import make_member
 from saelab.training.passes import HowToTrain
 from saelab.training.single import train_run
@@ -76,3 +78,13 @@ def test_an_sae_that_does_not_fit_is_refused(trained, store, tmp_path):
     )
     with pytest.raises(UsageError, match="its width at custom is 16, here it is 8"):
         train_run(other, StoreSource(wide), tmp_path / "d", how)
+
+
+def test_the_bare_entry_point_starts_from_an_sae_too(trained, store, tmp_path):
+    warm = open_warm_start(trained.path)
+    config = replace(trained.config, init_from=warm.identity, tokens=64)
+    write_json(tmp_path / "config.json", config.to_json())
+    options = {"config": tmp_path / "config.json", "store": store.path, "out": tmp_path / "run"}
+    options |= {"init-from": trained.path}
+    main([part for name, place in options.items() for part in (f"--{name}", str(place))])
+    assert read_manifest(tmp_path / "run").content["init_from"]["sae"] == warm.identity

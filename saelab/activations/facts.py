@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from saelab.activations.layout import is_slug, shard_name, statistics_name
 from saelab.activations.spec import ITEM_BYTES, StoredDtype
-from saelab.errors import DamagedFileError
+from saelab.errors import DamagedFileError, UsageError
 from saelab.fields import read_fields
 from saelab.lm.identity import ModelIdentity
 from saelab.lm.spec import ModelSpec
+
+
+@runtime_checkable
+class NamedHook(Protocol):
+    """A hookpoint under its two names."""
+
+    @property
+    def module_path(self) -> str:
+        """Canonical name."""
+        ...
+
+    @property
+    def alias(self) -> str | None:
+        """TransformerLens name, where there is one."""
+        ...
+
+
+HookT = TypeVar("HookT", bound=NamedHook)
+
+
+def find_hook(hooks: Sequence[HookT], name: str | None, where: object) -> HookT:
+    """Find a hookpoint by either spelling; None means the only one.
+
+    Args:
+        hooks: Those that there are.
+        name: The one that is wanted.
+        where: What has them, for the message.
+
+    Raises:
+        UsageError: There is none of that name, or several and no name was given.
+    """
+    found = [hook for hook in hooks if name is None or name in (hook.module_path, hook.alias)]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(hook.alias or hook.module_path for hook in hooks)
+    if name is None:
+        raise UsageError(f"{where} has several hookpoints, choose one: {names}")
+    raise UsageError(f"{where} has no hookpoint {name!r}; it has {names}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from saelab.activations.facts import find_hook
 from saelab.activations.live_pool import LivePool, PoolMaker, PoolStart, PoolStopped
 from saelab.activations.live_stream import LiveStream
 from saelab.activations.packed import require_context
@@ -108,13 +109,7 @@ class LiveSource:
         return tuple(LiveHook(hp.module_path, hp.alias, hp.d_in) for hp in self._hookpoints)
 
     def hook(self, name: str | None) -> LiveHook:
-        found = [hook for hook in self.hooks if name is None or name in (hook.module_path, hook.alias)]
-        if len(found) == 1:
-            return found[0]
-        names = ", ".join(hook.alias or hook.module_path for hook in self.hooks)
-        if name is None:
-            raise UsageError(f"live: several hookpoints are read, choose one: {names}")
-        raise UsageError(f"live: the hookpoint {name!r} is not read; these are: {names}")
+        return find_hook(self.hooks, name, "the live stream")
 
     def prepare(self, stop: StopRequest, *, quiet: bool) -> None:
         """Make the first pool, from which statistics and samples come.

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from saelab.activations.facts import StoredHook
+from saelab.activations.facts import NamedHook, StoredHook
 from saelab.activations.spec import ITEM_BYTES
 from saelab.activations.statistics import HookStatistics
 from saelab.activations.store import Store
@@ -42,18 +42,8 @@ class Order:
 
 
 @runtime_checkable
-class SourceHook(Protocol):
+class SourceHook(NamedHook, Protocol):
     """A hookpoint of a source."""
-
-    @property
-    def module_path(self) -> str:
-        """Canonical name."""
-        ...
-
-    @property
-    def alias(self) -> str | None:
-        """TransformerLens name, where there is one."""
-        ...
 
     @property
     def d_in(self) -> int:

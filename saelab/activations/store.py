@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from saelab.activations import layout
-from saelab.activations.facts import StoredHook, StoreFacts
+from saelab.activations.facts import StoredHook, StoreFacts, find_hook
 from saelab.activations.history import earlier_identities, identity_of
 from saelab.activations.row_map import RowMap
 from saelab.activations.rows import Rows
@@ -164,15 +164,7 @@ class Store:
         Raises:
             UsageError: There is none of that name, or several and no name was given.
         """
-        if isinstance(name, StoredHook):
-            name = name.module_path
-        found = [hook for hook in self.hooks if name is None or name in (hook.module_path, hook.alias)]
-        if len(found) == 1:
-            return found[0]
-        names = ", ".join(hook.alias or hook.module_path for hook in self.hooks)
-        if name is None:
-            raise UsageError(f"{self.path} has several hookpoints, choose one: {names}")
-        raise UsageError(f"{self.path} has no hookpoint {name!r}; it has {names}")
+        return find_hook(self.hooks, name.module_path if isinstance(name, StoredHook) else name, self.path)
 
     def statistics(self, hook: str | StoredHook | None = None) -> HookStatistics:
         """Return the statistics of a hookpoint's training rows."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from saelab.activations.spec import CacheConfig
-from saelab.cli.model_options import ModelOptions
+from saelab.cli.harvest_options import HarvestOptions
 from saelab.cli.options import Common, OptionalCount, Result
-from saelab.cli.text_options import TextOptions
 from saelab.errors import UsageError
 from saelab.quantities import format_bytes
 from saelab.text.documents import HELDOUT_SHARE
@@ -26,7 +25,7 @@ FOR_OWN_FILES = {"model", "at", "out", "dtype", "heldout_share", "json", "debug"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ModelOptions, TextOptions, Common):
+class Options(HarvestOptions, Common):
     """Write a model's activations on a text to disk; the same command goes on, and several processes share it."""
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
@@ -40,24 +39,10 @@ class Options(ModelOptions, TextOptions, Common):
     """Activations to keep of each hookpoint, for example 1M; more than a store has extends it."""
     out: Path
     """Folder of the store."""
-    context: int = 256
-    """Tokens in a sequence."""
-    packing: Literal["packed", "document", "conversation"] = "packed"
-    """Fill sequences across documents, start each document in one of its own, or render conversations."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Number format on disk."""
-    keep_bos: bool = False
-    """Keep activations of the first token of a sequence, which models use as a sink."""
-    mask_first_positions: int = 0
-    """Leave out so many positions at the start of every sequence."""
-    mask_norm_ratio: float | None = None
-    """Leave out activations with a norm above this multiple of the median."""
     loss: bool = False
     """Also store the next-token loss of every token."""
     gradients: bool = False
     """Also store gradients of the summed next-token loss."""
-    batch_rows: int = 16
-    """Sequences in one forward pass."""
     dry_run: bool = False
     """Print the plan and do nothing."""
 
@@ -75,19 +60,11 @@ def run(options: Options) -> Result:
     from saelab.interrupts import stop_on_signals
 
     config = CacheConfig(
-        model=options.model_spec(options.model),
-        text=options.text_spec(options.text),
+        **options.harvest_settings(options.model, options.text),
         at=options.at,
         tokens=options.tokens,
-        context=options.context,
-        packing=options.packing,
-        dtype=options.dtype,
-        mask_bos=not options.keep_bos,
-        mask_first_positions=options.mask_first_positions,
-        mask_norm_ratio=options.mask_norm_ratio,
         loss=options.loss,
         gradients=options.gradients,
-        batch_rows=options.batch_rows,
     )
     if options.dry_run:
         plan = require_whole_plan(config, options.out)

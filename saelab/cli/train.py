@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from saelab.activations.spec import LiveConfig, StoredDtype
-from saelab.cli.model_options import ModelOptions
+from saelab.activations.spec import LiveConfig
+from saelab.cli.harvest_options import HarvestOptions
 from saelab.cli.options import Common, Count, OptionalCount, Result
-from saelab.cli.text_options import TextOptions
 from saelab.errors import UsageError
 from saelab.quantities import parse_duration
 from saelab.training.recipes import RECIPES
@@ -24,20 +23,10 @@ if TYPE_CHECKING:
     from saelab.training.grid import Grid
 
 DEFAULT_POOL_ROWS = LiveConfig.pool_rows
-LIVE_OPTIONS = (
-    "context",
-    "packing",
-    "dtype",
-    "keep_bos",
-    "mask_first_positions",
-    "mask_norm_ratio",
-    "batch_rows",
-)
-"""Options that say how a model and a text are read; a store was made with its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ModelOptions, TextOptions, Common):
+class Options(HarvestOptions, Common):
     """Train SAEs on a store, or live on a model and a text. The same command finishes what was interrupted.
 
     Several values of --arch, --k, --width, --lr, --seed or --at make a group: every combination is
@@ -88,20 +77,6 @@ class Options(ModelOptions, TextOptions, Common):
     """Device to train on, where it is not --device."""
     pool_rows: OptionalCount = None
     """Activations that are mixed in memory at a time; live 131,072 where not given, and no more than --tokens."""
-    context: int = 256
-    """Live: tokens in a sequence."""
-    packing: Literal["packed", "document", "conversation"] = "packed"
-    """Live: fill sequences across documents, or start each document in one of its own, or keep conversations whole."""
-    dtype: StoredDtype = "bfloat16"
-    """Live: number format in which activations are mixed."""
-    keep_bos: bool = False
-    """Live: keep activations of the first token of a sequence, which models use as a sink."""
-    mask_first_positions: int = 0
-    """Live: leave out so many positions at the start of every sequence."""
-    mask_norm_ratio: float | None = None
-    """Live: leave out activations with a norm above this multiple of the median."""
-    batch_rows: int = 16
-    """Live: sequences in one forward pass of the model."""
     dry_run: bool = False
     """Print the plan and do nothing."""
 
@@ -188,8 +163,7 @@ def _require_store(path: Path, options: Options) -> None:
         raise UsageError(f"there is no store {path}; to train live give a MODEL and a TEXT")
     if (path / "config.json").exists() and not (path / "tokens.bin").exists() and _is_model(path):
         raise UsageError(f"{path} is a model; give a TEXT after it to train live, or cache it first")
-    live = {field.name for kind in (ModelOptions, TextOptions) for field in fields(kind)} - {"device"}
-    live |= set(LIVE_OPTIONS)
+    live = {field.name for field in fields(HarvestOptions)} - {"device"}
     defaults = {field.name: field.default for field in fields(Options)}
     given = sorted(name for name in live if getattr(options, name) != defaults[name])
     if given:
@@ -215,16 +189,8 @@ def _open_live(options: Options, model: str, text: str, lengths: tuple[int, ...]
         raise UsageError("name at least one hookpoint (--at); `saelab hooks MODEL` lists them")
     first_length = lengths[0] if lengths else options.tokens
     config = LiveConfig(
-        model=options.model_spec(model),
-        text=options.text_spec(text),
+        **options.harvest_settings(model, text),
         at=options.at,
-        context=options.context,
-        packing=options.packing,
-        dtype=options.dtype,
-        mask_bos=not options.keep_bos,
-        mask_first_positions=options.mask_first_positions,
-        mask_norm_ratio=options.mask_norm_ratio,
-        batch_rows=options.batch_rows,
         pool_rows=options.pool_rows or min(DEFAULT_POOL_ROWS, first_length),
     )
     return LiveSource(config)

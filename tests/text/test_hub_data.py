@@ -3,6 +3,7 @@
 import json
 import sys
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -11,7 +12,6 @@ from saelab.errors import SaelabError, UsageError
 from saelab.text.load import iter_documents, load_documents, text_identity
 from saelab.text.spec import TextSpec
 
-datasets = pytest.importorskip("datasets")
 HUB = "someone/stories"
 
 

@@ -19,7 +19,7 @@ import torch
 from saelab.activations.live_pool import LivePool, PoolMaker, PoolStart, PoolStopped
 from saelab.activations.order import RowOrder
 from saelab.activations.source import Order
-from saelab.activations.stream import BLOCK_BYTES, Batch
+from saelab.activations.stream import BLOCK_BYTES, Batch, join_batches
 from saelab.errors import DamagedFileError
 from saelab_kernels.shapes import Int, Tensor
 
@@ -74,7 +74,7 @@ class LiveStream:
             self._offset += count
             self._consumed += count
             wanted -= count
-        return {hook: _join(parts) for hook, parts in pieces.items()}
+        return {hook: join_batches(parts) for hook, parts in pieces.items()}
 
     def position(self) -> dict[str, Any]:
         """Return where the next batch begins."""
@@ -151,16 +151,3 @@ def _seed_of(seed: int, number: int) -> int:
         return seed
     digest = hashlib.blake2b(f"{seed},{number}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "little")
-
-
-def _join(pieces: list[Batch]) -> Batch:
-    if len(pieces) == 1:
-        return pieces[0]
-    gradients = [piece.gradients for piece in pieces if piece.gradients is not None]
-    documents = [piece.document for piece in pieces if piece.document is not None]
-    return Batch(
-        x=torch.cat([piece.x for piece in pieces]),
-        token_index=torch.cat([piece.token_index for piece in pieces]),
-        gradients=torch.cat(gradients) if gradients else None,
-        document=torch.cat(documents) if documents else None,
-    )

@@ -130,7 +130,7 @@ class StoreStream:
             wanted -= len(chosen)
             cursor += len(chosen)
         self._cursor = cursor
-        return pieces[0] if len(pieces) == 1 else _join(pieces)
+        return join_batches(pieces)
 
     def close(self) -> None:
         """Stop reading ahead, end the threads and free the memory."""
@@ -209,10 +209,15 @@ class StoreStream:
         return getattr(torch, self.hook.dtype)
 
 
-def _join(pieces: list[Batch]) -> Batch:
+def join_batches(pieces: list[Batch]) -> Batch:
+    """Return consecutive pieces as one batch."""
+    if len(pieces) == 1:
+        return pieces[0]
     gradients = [piece.gradients for piece in pieces if piece.gradients is not None]
+    documents = [piece.document for piece in pieces if piece.document is not None]
     return Batch(
         x=torch.cat([piece.x for piece in pieces]),
         token_index=torch.cat([piece.token_index for piece in pieces]),
         gradients=torch.cat(gradients) if gradients else None,
+        document=torch.cat(documents) if documents else None,
     )

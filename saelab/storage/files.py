@@ -105,6 +105,16 @@ def append_line(path: Path, value: Any) -> int:
         raise SaelabError(f"cannot write {path}: {_why(error, path)}") from error
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that is never changed in place a second name; copy it where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sync(path: Path) -> None:
     """Wait until an appended file is on the disk.
 

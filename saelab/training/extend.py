@@ -7,13 +7,12 @@ start, bit for bit.
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from saelab.errors import UsageError
-from saelab.storage.files import write_json
+from saelab.storage.files import link_or_copy, write_json
 from saelab.storage.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from saelab.training.checkpoints import (
     Resume,
@@ -80,20 +79,12 @@ def keep_length(folder: Path, saved: TrainConfig) -> None:
     for source in sorted(folder.rglob("*")):
         name = source.relative_to(folder)
         if source.is_file() and name.parts[0] not in _NOT_KEPT and str(name) != MANIFEST_NAME:
-            _link_or_copy(source, place / name)
+            if source.suffix in _APPENDED:  # a second name would grow with the run
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, place / name)
+            else:
+                link_or_copy(source, place / name)
     content = dict(manifest.content)
     if isinstance(content.get("store"), str):  # relative to the run, which lies two folders deeper now
         content["store"] = f"../../{content['store']}"
     write_manifest(place, "run", [], content, manifest.files)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Give a file that is never changed in place a second name; copy one that is appended to."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.suffix not in _APPENDED:
-        try:
-            os.link(source, target)
-            return
-        except OSError:  # a file system without links
-            pass
-    shutil.copyfile(source, target)

@@ -10,7 +10,6 @@ GROUP/group.json                what the members share, and which are trained to
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from saelab.errors import DamagedFileError, SaelabError, UsageError
 from saelab.fields import differences
 from saelab.storage.files import read_json, remove_leftovers, require_free_space, write_json
 from saelab.storage.lock import locked
-from saelab.storage.manifest import MANIFEST_NAME, digest_of, write_manifest
+from saelab.storage.manifest import MANIFEST_NAME, digest_of_body, write_manifest
 from saelab.training.config import TrainConfig, train_config_from_json
 from saelab.training.extend import extend_run, extends, keep_length, require_extendable
 from saelab.training.finish import is_finished
@@ -63,7 +62,8 @@ class Group:
             raise DamagedFileError(
                 f"{path / GROUP} has version {raw.get('version')!r}; this saelab reads {VERSION}: install a newer one"
             )
-        if _digest(raw) != raw.get("blake2b"):
+        body = {key: value for key, value in raw.items() if key != "blake2b"}
+        if digest_of_body(body) != raw.get("blake2b"):
             raise DamagedFileError(f"{path / GROUP} is damaged: it does not have its own checksum")
         return cls._from_json(path, raw)
 
@@ -87,7 +87,7 @@ class Group:
             "passes": [list(names) for names in self.passes],
             "parked": self.parked,
         }
-        write_json(self.path / GROUP, raw | {"blake2b": _digest(raw)})
+        write_json(self.path / GROUP, raw | {"blake2b": digest_of_body(raw)})
 
     @classmethod
     def _from_json(cls, path: Path, raw: dict[str, Any]) -> Group:
@@ -269,8 +269,3 @@ def _pass_plan(group: Group, number: int) -> PassPlan:
 
 def _pass_name(number: int) -> str:
     return f"pass-{number:03d}"
-
-
-def _digest(raw: dict[str, Any]) -> str:
-    body = {key: value for key, value in raw.items() if key != "blake2b"}
-    return digest_of(json.dumps(body, sort_keys=True).encode())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
-from saelab.storage.files import write_json
+from saelab.storage.files import link_or_copy, write_json
 from saelab.training.checkpoints import tensors_name
 from saelab.training.member import Member
 
@@ -24,7 +22,7 @@ def park(member: Member, reason: str, checkpoint: Path | None) -> None:
     """
     saved = None if checkpoint is None else checkpoint / tensors_name(member.name)
     if saved is not None and saved.exists():
-        _link_or_copy(saved, member.folder / LAST_GOOD)
+        link_or_copy(saved, member.folder / LAST_GOOD)
     facts = {"step": member.step, "reason": reason, "last_good": saved.parent.name if saved else None}
     write_json(member.folder / PARKED, facts)
 
@@ -33,12 +31,3 @@ def unpark(folder: Path) -> None:
     """Remove what was written when a member was left behind that is finished after all."""
     for name in (PARKED, LAST_GOOD):
         (folder / name).unlink(missing_ok=True)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    # Checkpoints are never changed in place, so a second name for the same file is as good as a copy.
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -3,9 +3,9 @@
 In the run's own text, however its path is spelled, the split of the documents tells. In any other text a
 document that stands among the run's training documents is left out, whatever file it is in: its text is
 compared but for white space. Training documents are read up to a million documents or two thousand million
-characters, which takes about 100 MB of memory and up to a few minutes. What is not recognised: the same text
-cut into other documents, near copies, and training texts that are not on this machine; of the last, and of
-what lies beyond those limits, the record warns.
+characters, of which one digest each is kept. What is not recognised: the same text cut into other documents,
+near copies, and training texts that are not on this machine; of the last, and of what lies beyond those limits,
+the record warns. A store that is given is not looked through.
 """
 
 from __future__ import annotations

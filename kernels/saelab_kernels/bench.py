@@ -16,7 +16,8 @@ from collections.abc import Callable
 import torch
 
 from saelab_kernels.decode import decode
-from saelab_kernels.gradients import GradientBuffers, code_gradients
+from saelab_kernels.buffers import GradientBuffers
+from saelab_kernels.gradients import code_gradients
 from saelab_kernels.layout import feature_major_like
 from saelab_kernels.rules import PerToken
 from saelab_kernels.select import encode_select

@@ -1,63 +1,74 @@
-"""Backends by name: the one place that knows which implementations exist."""
+"""Backends by name: the one place that knows which implementations exist, and chooses one by the device."""
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from importlib.util import find_spec
 
-if TYPE_CHECKING:
-    from saelab_kernels.code import SparseCode
-    from saelab_kernels.gradients import GradientBuffers, Gradients
-    from saelab_kernels.select import Selection, SelectRequest
-    from saelab_kernels.shapes import Tensor
+import torch
 
-DEFAULT = "torch"
-"""The backend behind `backend=None`."""
+from saelab_kernels.contract import Backend
+from saelab_kernels.shapes import Tensor
+
+OVERRIDE = "SAELAB_KERNELS"
+"""Environment variable that names the backend behind `backend=None`."""
 
 _MODULES = {
     "torch": "saelab_kernels.backends.stock",
+    "cpu": "saelab_kernels.backends.cpu",
+    "triton": "saelab_kernels.backends.triton",
     "reference": "saelab_kernels.backends.reference",
 }
 
 
-@runtime_checkable
-class Backend(Protocol):
-    """The three operators. Arguments are checked before they come here and need no gradient."""
-
-    def encode_select(self, request: SelectRequest) -> Selection:
-        """See `select.encode_select`."""
-        ...
-
-    def decode(self, code: SparseCode, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
-        """See `decode.decode`."""
-        ...
-
-    def code_gradients(
-        self,
-        code: SparseCode,
-        x: Tensor,
-        W_dec: Tensor,
-        g_out: Tensor | None,
-        g_values: Tensor | None,
-        buffers: GradientBuffers,
-        accumulate: bool,
-    ) -> Gradients:
-        """See `gradients.code_gradients`; fills `buffers`."""
-        ...
-
-
 def available_backends() -> tuple[str, ...]:
-    """Names that `backend=` takes, the default first."""
-    return tuple(_MODULES)
+    """Names that `backend=` takes on this machine."""
+    return tuple(name for name in _MODULES if _runs_here(name))
 
 
-def get_backend(name: str | None) -> Backend:
-    """The backend called `name`, or the default for None.
+def choose_backend(device: torch.device | str) -> str:
+    """The name behind `backend=None` for tensors on a device.
+
+    `SAELAB_KERNELS` if it is set; else "triton" on CUDA and "cpu" on the processor where Triton or numba is
+    installed; "torch" otherwise.
 
     Raises:
-        ValueError: there is no backend of this name.
+        ValueError: the variable names a backend that this machine does not have.
     """
-    name = DEFAULT if name is None else name
+    named = os.environ.get(OVERRIDE)
+    if named:
+        if named not in available_backends():
+            raise ValueError(f"{OVERRIDE}={named}: available here: {', '.join(available_backends())}")
+        return named
+    fused = {"cuda": "triton", "cpu": "cpu"}.get(torch.device(device).type)
+    return fused if fused is not None and _runs_here(fused) else "torch"
+
+
+def get_backend(name: str | None, beside: Tensor) -> Backend:
+    """The backend called `name`, or the one for the device of the tensor `beside`.
+
+    Raises:
+        ValueError: there is no backend of this name here.
+    """
+    name = choose_backend(beside.device) if name is None else name
     if name not in _MODULES:
-        raise ValueError(f"unknown backend {name!r}; available: {', '.join(_MODULES)}")
+        raise ValueError(f"unknown backend {name!r}; available: {', '.join(available_backends())}")
+    if not _runs_here(name):
+        raise ValueError(
+            f"backend {name!r} cannot run here (cpu needs numba, triton needs Triton with a GPU); "
+            f"available: {', '.join(available_backends())}"
+        )
     return import_module(_MODULES[name]).BACKEND
+
+
+@cache
+def _runs_here(name: str) -> bool:
+    if name == "cpu":
+        return find_spec("numba") is not None
+    if name == "triton":
+        # The interpreter, for tests, runs Triton's kernels on the processor.
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return find_spec("triton") is not None and (interpreted or torch.cuda.is_available())
+    return True

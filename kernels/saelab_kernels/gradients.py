@@ -13,58 +13,12 @@ is the caller's: `g_out.sum(0)`, and, where `x` has `b_dec` subtracted, `- W_enc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from saelab_kernels.buffers import GradientBuffers, Gradients, GradientTerm, Parts
 from saelab_kernels.code import SparseCode
 from saelab_kernels.dispatch import get_backend
-from saelab_kernels.layout import is_feature_major
 from saelab_kernels.shapes import Float, Tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GradientBuffers:
-    """Memory for gradients, kept over the steps: fresh tensors cost more than filling them."""
-
-    W_enc: Float[Tensor, "d_in d_sae"]
-    """The transpose of a contiguous `[d_sae, d_in]` tensor."""
-    b_enc: Float[Tensor, " d_sae"]
-    W_dec: Float[Tensor, "d_sae d_out"]
-
-    def __post_init__(self) -> None:
-        if not is_feature_major(self.W_enc) or not self.W_dec.is_contiguous():
-            raise ValueError(
-                "GradientBuffers: W_enc must be feature-major (layout.feature_major_like), W_dec contiguous"
-            )
-
-    @classmethod
-    def for_shapes(
-        cls,
-        d_in: int,
-        d_sae: int,
-        d_out: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> GradientBuffers:
-        """Zero-filled buffers."""
-        return cls(
-            W_enc=torch.zeros(d_sae, d_in, dtype=dtype, device=device).t(),
-            b_enc=torch.zeros(d_sae, dtype=dtype, device=device),
-            W_dec=torch.zeros(d_sae, d_out, dtype=dtype, device=device),
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Gradients:
-    """Gradients of a scalar loss. The weights' ones are the buffers' tensors where buffers were given."""
-
-    W_enc: Float[Tensor, "d_in d_sae"]
-    b_enc: Float[Tensor, " d_sae"]
-    W_dec: Float[Tensor, "d_sae d_out"]
-    values: Float[Tensor, "*entries"]
-    """dL/dvalues in the shape of the code's values, 0 where the value is not above 0; this call's only."""
 
 
 @torch.no_grad()
@@ -77,6 +31,7 @@ def code_gradients(
     g_values: Float[Tensor, "*entries"] | None = None,
     buffers: GradientBuffers | None = None,
     accumulate: bool = False,
+    parts: Parts = "both",
     backend: str | None = None,
 ) -> Gradients:
     """Gradients of `W_enc`, `b_enc`, `W_dec` and the code's values.
@@ -89,12 +44,15 @@ def code_gradients(
         g_values: direct dL/dvalues (a sparsity penalty), the shape of `code.values`; added before the mask.
         buffers: written and returned; fresh memory if None.
         accumulate: add to what `buffers` hold instead of replacing it.
-        backend: a name of `dispatch.available_backends()`; None means "torch".
+        parts: "encoder" or "decoder" leaves the buffers of the other one alone (fresh ones are 0), at less
+            cost; the values' gradient is always found.
+        backend: a name of `dispatch.available_backends()`; None chooses by the device.
 
     Raises:
         ValueError: shapes or dtypes that do not fit together; accumulate without buffers.
     """
-    _check(code, x, W_dec, g_out, g_values)
+    term = GradientTerm(code, x, g_out, g_values)
+    check_term(term, W_dec)
     shapes = (x.shape[1], code.d_sae, W_dec.shape[1])
     if buffers is None:
         if accumulate:
@@ -105,10 +63,37 @@ def code_gradients(
             f"code_gradients: buffers W_enc {list(buffers.W_enc.shape)}, W_dec {list(buffers.W_dec.shape)} "
             f"must be {list(shapes[:2])} and {list(W_dec.shape)}"
         )
-    return get_backend(backend).code_gradients(code, x, W_dec, g_out, g_values, buffers, accumulate)
+    return get_backend(backend, W_dec).code_gradients(term, W_dec, buffers, accumulate, parts)
 
 
-def _check(code: SparseCode, x: Tensor, W_dec: Tensor, g_out: Tensor | None, g_values: Tensor | None) -> None:
+@torch.no_grad()
+def pair_products(
+    code: SparseCode,
+    W_dec: Float[Tensor, "d_sae d_out"],
+    g_out: Float[Tensor, "rows d_out"],
+    backend: str | None = None,
+) -> Float[Tensor, "*entries"]:
+    """`<g_out[row e], W_dec[column e]>` for every entry e, whatever its value: dL/df without the ReLU's mask.
+
+    What a straight-through gradient needs at the entries of a band (JumpReLU). The shape of `code.values`;
+    0 in spare capacity.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together.
+    """
+    if W_dec.ndim != 2 or W_dec.shape[0] != code.d_sae or g_out.shape != (code.n_rows, W_dec.shape[1]):
+        raise ValueError(
+            f"pair_products: W_dec {list(W_dec.shape)} and g_out {list(g_out.shape)} do not fit a code "
+            f"{list(code.shape)}"
+        )
+    if not W_dec.dtype == g_out.dtype == code.values.dtype:
+        raise ValueError(f"pair_products: all tensors must have the dtype of the code, {code.values.dtype}")
+    return get_backend(backend, W_dec).pair_products(code, W_dec, g_out)
+
+
+def check_term(term: GradientTerm, W_dec: Tensor) -> None:
+    """Refuse a term that does not fit itself or the decoder (ValueError)."""
+    code, x, g_out, g_values = term.code, term.x, term.g_out, term.g_values
     rows, d_sae = code.shape
     values = code.values
     if x.ndim != 2 or x.shape[0] != rows or W_dec.ndim != 2 or W_dec.shape[0] != d_sae:

@@ -24,7 +24,7 @@ from saelab.training.optimiser import ConstrainedAdam, lr_factor
 from saelab.training.recipes.base import State
 from saelab.training.step import Step, StepResult
 from saelab.training.warm_start import WarmStart, parameters_from
-from saelab_kernels.gradients import GradientBuffers
+from saelab_kernels.buffers import GradientBuffers
 from saelab_kernels.shapes import Float, Tensor
 
 METRICS, NONFINITE = "metrics.jsonl", "nonfinite"

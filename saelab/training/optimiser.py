@@ -6,7 +6,7 @@ import torch
 
 from saelab.sae.autoencoder import SAEParameters
 from saelab.training.config import TrainConfig
-from saelab_kernels.gradients import GradientBuffers
+from saelab_kernels.buffers import GradientBuffers
 from saelab_kernels.shapes import Float, Tensor
 
 

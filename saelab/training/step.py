@@ -14,7 +14,8 @@ from saelab.training.objectives import aux_k as aux_k_loss
 from saelab.training.recipes.base import Leaves, Recipe, State
 from saelab_kernels.code import SparseCode
 from saelab_kernels.decode import decode
-from saelab_kernels.gradients import GradientBuffers, code_gradients
+from saelab_kernels.buffers import GradientBuffers
+from saelab_kernels.gradients import code_gradients
 from saelab_kernels.select import encode_select
 from saelab_kernels.shapes import Float, Tensor
 

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab_kernels.code import SparseCode
-from saelab_kernels.decode import decode
+from saelab_kernels.decode import decode, decode_error
 from saelab_kernels.dispatch import available_backends
-from saelab_kernels.gradients import GradientBuffers, code_gradients
+from saelab_kernels.buffers import GradientBuffers
+from saelab_kernels.gradients import code_gradients, pair_products
 from saelab_kernels.layout import is_feature_major
 from saelab_kernels.rules import PerBatch, PerFeature, PerToken, Threshold
 from saelab_kernels.select import encode_select
@@ -169,6 +170,52 @@ def test_empty_codes_decode_to_the_bias_and_clear_the_buffers(problem, rows, bac
         assert buffers.W_enc.all() and buffers.W_dec.all() and buffers.b_enc.all()
         code_gradients(code, p.x, p.W_dec, p.target, buffers=buffers, backend=backend)
         assert not buffers.W_enc.any() and not buffers.W_dec.any() and not buffers.b_enc.any()
+
+
+@each_backend
+def test_error_is_decode_less_the_target(problem, backend):
+    p = problem(40, 6, 24, 5)
+    for rule in (PerToken(3), PerBatch(3), Threshold()):
+        code = select(p, rule, backend)
+        for bias in (None, p.W_dec[0]):
+            error, squares = decode_error(code, p.W_dec, bias, p.target, backend=backend)
+            expected = decode(code, p.W_dec, bias, backend="reference") - p.target
+            torch.testing.assert_close(error, expected)
+            torch.testing.assert_close(squares, expected.square().sum(1))
+
+
+@each_backend
+def test_pair_products_ignore_the_values(problem, backend):
+    p = problem(40, 6, 24, 5)
+    expected = p.target @ p.W_dec.t()
+    code = select(p, PerToken(3), backend)
+    signs = code.with_values(-code.values)  # no mask: also where an entry is not active
+    for one in (code, signs, select(p, PerBatch(3), backend)):
+        got = pair_products(one, p.W_dec, p.target, backend=backend)
+        exact = one.ragged()
+        torch.testing.assert_close(got.reshape(-1), expected[exact.row_ids(), exact.columns.long()])
+
+
+@each_backend
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_parts_leave_the_other_buffers_alone(problem, backend, accumulate):
+    p = problem(40, 6, 24, 5)
+    code = select(p, PerToken(3), backend)
+    whole = code_gradients(code, p.x, p.W_dec, p.target, backend=backend)
+    for parts, wanted in (("encoder", ("W_enc", "b_enc")), ("decoder", ("W_dec",))):
+        for one in (code, SparseCode.from_dense(torch.zeros(40, 24, dtype=torch.float64))):
+            buffers = GradientBuffers.for_shapes(6, 24, 5, dtype=torch.float64)
+            for name in WEIGHTS:
+                getattr(buffers, name).fill_(7)
+            got = code_gradients(
+                one, p.x, p.W_dec, p.target, buffers=buffers, accumulate=accumulate, parts=parts, backend=backend
+            )
+            for name in WEIGHTS:
+                found = getattr(whole, name) if one is code else torch.zeros_like(getattr(whole, name))
+                expected = found + (7 if accumulate else 0) if name in wanted else torch.full_like(found, 7)
+                torch.testing.assert_close(getattr(buffers, name), expected)
+            if one is code:
+                torch.testing.assert_close(got.values, whole.values)
 
 
 @each_backend

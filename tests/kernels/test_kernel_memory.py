@@ -8,9 +8,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from saelab_kernels.backends.stock_tiles import TILE_ROWS_CPU
 from saelab_kernels.decode import decode
-from saelab_kernels.gradients import GradientBuffers, code_gradients
+from saelab_kernels.buffers import GradientBuffers
+from saelab_kernels.gradients import code_gradients
 from saelab_kernels.rules import PerBatch, PerFeature, PerToken, Threshold
-from saelab_kernels.select import Attribution, encode_select
+from saelab_kernels.request import Attribution
+from saelab_kernels.select import encode_select
 
 ROWS, D, D_SAE, K = 1024, 64, 1024, 16
 TILE = TILE_ROWS_CPU * D_SAE

@@ -6,7 +6,7 @@ import torch
 from saelab.training.config import Schedule
 from saelab.training.initialise import geometric_median, initial_parameters
 from saelab.training.optimiser import ConstrainedAdam, lr_factor, normalise_rows, project_out_rows
-from saelab_kernels.gradients import GradientBuffers
+from saelab_kernels.buffers import GradientBuffers
 
 D_IN, D_SAE = 8, 20
 

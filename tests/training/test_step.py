@@ -9,7 +9,7 @@ from saelab.training.dead import DeadFeatureTracker
 from saelab.training.objectives import aux_k, normalised_mse
 from saelab.training.recipes.topk import TopK
 from saelab.training.step import Step
-from saelab_kernels.gradients import GradientBuffers
+from saelab_kernels.buffers import GradientBuffers
 
 D_IN, D_SAE, K, TOKENS, AUX_K, COEFFICIENT = 12, 40, 5, 64, 6, 1 / 32
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from saelab_kernels.code import SparseCode
-from saelab_kernels.dispatch import Backend
-from saelab_kernels.gradients import GradientBuffers, Gradients
+from saelab_kernels.contract import Backend
+from saelab_kernels.buffers import GradientBuffers, Gradients, GradientTerm, Parts
 from saelab_kernels.rules import PerBatch, PerFeature, PerToken
-from saelab_kernels.select import Attribution, Selection, SelectRequest
+from saelab_kernels.request import Attribution, Selection, SelectRequest
 from saelab_kernels.shapes import Bool, Float, Int, Tensor
 
 
@@ -52,37 +52,91 @@ class _Reference:
             x_hat = x_hat + b_dec.double()
         return x_hat.to(W_dec.dtype)
 
-    def code_gradients(
-        self,
-        code: SparseCode,
-        x: Tensor,
-        W_dec: Tensor,
-        g_out: Tensor | None,
-        g_values: Tensor | None,
-        buffers: GradientBuffers,
-        accumulate: bool,
-    ) -> Gradients:
+    def decode_error(
+        self, code: SparseCode, W_dec: Tensor, b_dec: Tensor | None, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        error = code.dense().double() @ W_dec.double() - target.double()
+        if b_dec is not None:
+            error = error + b_dec.double()
+        return error.to(W_dec.dtype), error.square().sum(dim=1).to(W_dec.dtype)
+
+    def pair_products(self, code: SparseCode, W_dec: Tensor, g_out: Tensor) -> Tensor:
         exact = code.ragged()
-        rows, columns, values = exact.row_ids(), exact.columns.long(), exact.values
-        nnz = values.shape[0]
-        g_out = x.new_zeros(x.shape[0], W_dec.shape[1]) if g_out is None else g_out
-        dz = (g_out.double() @ W_dec.double().t())[rows, columns]
-        if g_values is not None:
-            dz = dz + g_values.reshape(-1)[:nnz].double()
-        dz = dz.where(values > 0, 0)
-        dense_dz = torch.zeros(code.shape, dtype=torch.float64, device=x.device)
-        dense_dz.index_put_((rows, columns), dz, accumulate=True)
-        dense_values = torch.zeros_like(dense_dz)
-        dense_values.index_put_((rows, columns), values.double(), accumulate=True)
-        for buffer, gradient in (
-            (buffers.W_enc, x.double().t() @ dense_dz),
-            (buffers.b_enc, dense_dz.sum(dim=0)),
-            (buffers.W_dec, dense_values.t() @ g_out.double()),
-        ):
-            buffer.copy_(buffer + gradient if accumulate else gradient)
-        d_values = code.values.new_zeros(code.values.numel())
-        d_values[:nnz] = dz.to(d_values.dtype)
-        return Gradients(buffers.W_enc, buffers.b_enc, buffers.W_dec, d_values.view(code.values.shape))
+        products = (g_out.double() @ W_dec.double().t())[exact.row_ids(), exact.columns.long()]
+        return _as_values(code, products)
+
+    def code_gradients(
+        self, term: GradientTerm, W_dec: Tensor, buffers: GradientBuffers, accumulate: bool, parts: Parts
+    ) -> Gradients:
+        found, d_values = _gradients(term, W_dec)
+        for name, gradient in found.items():
+            if parts == "both" or (name == "W_dec") == (parts == "decoder"):
+                buffer = getattr(buffers, name)
+                buffer.copy_(buffer + gradient if accumulate else gradient)
+        return Gradients(buffers.W_enc, buffers.b_enc, buffers.W_dec, d_values)
+
+    def adam_step(
+        self,
+        terms: Sequence[GradientTerm],
+        weights: Weights,
+        state: AdamState,
+        options: AdamOptions,
+        lr: float | Tensor,
+    ) -> Tensor:
+        g = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in weights.named().items()}
+        for term in terms:
+            for name, gradient in _gradients(term, weights.W_dec)[0].items():
+                g[name] += gradient
+            if term.adds_b_dec and term.g_out is not None:
+                g["b_dec"] += term.g_out.double().sum(dim=0)
+        if options.input_bias:
+            g["b_dec"] -= weights.W_enc.double() @ g["b_enc"]
+        if options.unit_rows:
+            W_dec = weights.W_dec.double()
+            g["W_dec"] -= (g["W_dec"] * W_dec).sum(dim=1, keepdim=True) * W_dec
+        norm = torch.sqrt(sum((gradient.square().sum() for gradient in g.values()), torch.zeros(())))
+        factor = 1.0 if options.clip is None else (options.clip / (norm + 1e-6)).clamp(max=1.0)
+        state.steps += 1
+        t = float(state.steps)
+        for name, weight in weights.named().items():
+            mean, square = getattr(state.exp_avg, name), getattr(state.exp_avg_sq, name)
+            gradient = factor * g[name]
+            mean.copy_(options.beta1 * mean.double() + (1 - options.beta1) * gradient)
+            square.copy_(options.beta2 * square.double() + (1 - options.beta2) * gradient.square())
+            spread = (square.double() / (1 - options.beta2**t)).sqrt() + options.eps
+            weight.copy_(weight.double() - lr * mean.double() / (1 - options.beta1**t) / spread)
+        if options.unit_rows:
+            length = weights.W_dec.double().norm(dim=1, keepdim=True).clamp_min(1e-12)
+            weights.W_dec.copy_(weights.W_dec.double() / length)
+        return norm.to(weights.W_dec.dtype)
+
+
+def _gradients(term: GradientTerm, W_dec: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Dense float64 gradients by name, and that of the code's values in their own shape."""
+    code, x = term.code, term.x
+    exact = code.ragged()
+    rows, columns, values = exact.row_ids(), exact.columns.long(), exact.values
+    g_out = x.new_zeros(x.shape[0], W_dec.shape[1]) if term.g_out is None else term.g_out
+    dz = (g_out.double() @ W_dec.double().t())[rows, columns]
+    if term.g_values is not None:
+        dz = dz + term.g_values.reshape(-1)[: values.shape[0]].double()
+    dz = dz.where(values > 0, 0)
+    dense_dz = torch.zeros(code.shape, dtype=torch.float64, device=x.device)
+    dense_dz.index_put_((rows, columns), dz, accumulate=True)
+    dense_values = torch.zeros_like(dense_dz)
+    dense_values.index_put_((rows, columns), values.double(), accumulate=True)
+    found = {
+        "W_enc": x.double().t() @ dense_dz,
+        "b_enc": dense_dz.sum(dim=0),
+        "W_dec": dense_values.t() @ g_out.double(),
+    }
+    return found, _as_values(code, dz)
+
+
+def _as_values(code: SparseCode, per_entry: Tensor) -> Tensor:
+    out = code.values.new_zeros(code.values.numel())
+    out[: per_entry.shape[0]] = per_entry.to(out.dtype)
+    return out.view(code.values.shape)
 
 
 def _score(request: SelectRequest, z: Tensor) -> tuple[Tensor, Tensor | None]:

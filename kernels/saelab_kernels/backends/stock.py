@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import embedding_bag
 
-from saelab_kernels.backends.stock_gradients import stock_gradients
+from saelab_kernels.adam_state import AdamOptions, AdamState, Weights
+from saelab_kernels.backends.stock_adam import buffered_adam_step
+from saelab_kernels.backends.stock_gradients import stock_gradients, stock_pair_products
 from saelab_kernels.backends.stock_running import select_ragged
 from saelab_kernels.backends.stock_topk import select_per_token
 from saelab_kernels.code import SparseCode
-from saelab_kernels.dispatch import Backend
-from saelab_kernels.gradients import GradientBuffers, Gradients
+from saelab_kernels.contract import Backend
+from saelab_kernels.buffers import GradientBuffers, Gradients, GradientTerm, Parts
 from saelab_kernels.rules import PerToken
-from saelab_kernels.select import Selection, SelectRequest
+from saelab_kernels.request import Selection, SelectRequest
 from saelab_kernels.shapes import Float, Tensor
 
 
@@ -43,17 +47,29 @@ class _Stock:
             )
         return out if b_dec is None else out.add_(b_dec)
 
+    def decode_error(
+        self, code: SparseCode, W_dec: Tensor, b_dec: Tensor | None, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        error = self.decode(code, W_dec, b_dec).sub_(target)
+        return error, torch.linalg.vector_norm(error, dim=1).square_()
+
+    def pair_products(self, code: SparseCode, W_dec: Tensor, g_out: Tensor) -> Tensor:
+        return stock_pair_products(code, W_dec, g_out)
+
     def code_gradients(
-        self,
-        code: SparseCode,
-        x: Tensor,
-        W_dec: Tensor,
-        g_out: Tensor | None,
-        g_values: Tensor | None,
-        buffers: GradientBuffers,
-        accumulate: bool,
+        self, term: GradientTerm, W_dec: Tensor, buffers: GradientBuffers, accumulate: bool, parts: Parts
     ) -> Gradients:
-        return stock_gradients(code, x, W_dec, g_out, g_values, buffers, accumulate)
+        return stock_gradients(term, W_dec, buffers, accumulate, parts)
+
+    def adam_step(
+        self,
+        terms: Sequence[GradientTerm],
+        weights: Weights,
+        state: AdamState,
+        options: AdamOptions,
+        lr: float | Tensor,
+    ) -> Tensor:
+        return buffered_adam_step(self, terms, weights, state, options, lr)
 
 
 BACKEND: Backend = _Stock()

@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from saelab_kernels.code import SparseCode
-from saelab_kernels.gradients import GradientBuffers, Gradients
+from saelab_kernels.buffers import GradientBuffers, Gradients, GradientTerm, Parts
 from saelab_kernels.shapes import Float, Int, Tensor
 
 # torch announces once that its sparse tensors may change; our tests would notice, a user need not read it.
@@ -15,59 +15,76 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta 
 
 
 def stock_gradients(
-    code: SparseCode,
-    x: Float[Tensor, "rows d_in"],
+    term: GradientTerm,
     W_dec: Float[Tensor, "d_sae d_out"],
-    g_out: Float[Tensor, "rows d_out"] | None,
-    g_values: Float[Tensor, "*entries"] | None,
     buffers: GradientBuffers,
     accumulate: bool,
+    parts: Parts,
 ) -> Gradients:
     """See `saelab_kernels.gradients`."""
-    exact = code.ragged()
+    exact = term.code.ragged()
     nnz = exact.values.shape[0]
-    direct = exact.values.new_zeros(nnz) if g_values is None else g_values.reshape(-1)[:nnz]
-    dz = _value_gradients(exact, W_dec, g_out, direct)
+    dz = _products(exact, W_dec, term.g_out)
+    if term.g_values is not None:
+        dz = dz + term.g_values.reshape(-1)[:nnz]
+    dz = dz.where(exact.values > 0, 0)
     if nnz:
-        _weight_gradients(exact, x, g_out, dz, buffers, accumulate)
+        _weight_gradients(exact, term, dz, buffers, accumulate, parts)
     elif not accumulate:
-        for buffer in (buffers.W_enc, buffers.b_enc, buffers.W_dec):
-            buffer.zero_()
-    if code.values.numel() > nnz:  # spare capacity has no gradient
-        dz = torch.cat([dz, dz.new_zeros(code.values.numel() - nnz)])
-    return Gradients(buffers.W_enc, buffers.b_enc, buffers.W_dec, dz.view(code.values.shape))
+        wanted = {"encoder": ("W_enc", "b_enc"), "decoder": ("W_dec",), "both": ("W_enc", "b_enc", "W_dec")}
+        for name in wanted[parts]:
+            getattr(buffers, name).zero_()
+    return Gradients(buffers.W_enc, buffers.b_enc, buffers.W_dec, _as_values(term.code, dz))
 
 
-def _value_gradients(exact: SparseCode, W_dec: Tensor, g_out: Tensor | None, direct: Tensor) -> Tensor:
-    """`<g_out[row], W_dec[column]> + direct` at every entry with a positive value, 0 at the others."""
-    dz = direct
-    if g_out is not None and direct.shape[0]:
-        assert exact.offsets is not None
-        sampled = _csr(exact.offsets, exact.columns, direct, exact.shape)
-        dz = torch.sparse.sampled_addmm(sampled, g_out, W_dec.t()).values()
-    return dz.where(exact.values > 0, 0)
+def stock_pair_products(
+    code: SparseCode, W_dec: Float[Tensor, "d_sae d_out"], g_out: Float[Tensor, "rows d_out"]
+) -> Float[Tensor, "*entries"]:
+    """See `saelab_kernels.gradients.pair_products`."""
+    return _as_values(code, _products(code.ragged(), W_dec, g_out))
+
+
+def _as_values(code: SparseCode, per_entry: Float[Tensor, " nnz"]) -> Float[Tensor, "*entries"]:
+    """Numbers of the entries in use in the shape of the code's values; spare capacity gets 0."""
+    spare = code.values.numel() - per_entry.shape[0]
+    if spare:
+        per_entry = torch.cat([per_entry, per_entry.new_zeros(spare)])
+    return per_entry.view(code.values.shape)
+
+
+def _products(exact: SparseCode, W_dec: Tensor, g_out: Tensor | None) -> Float[Tensor, " nnz"]:
+    """`<g_out[row], W_dec[column]>` at every entry."""
+    zeros = torch.zeros_like(exact.values)
+    if g_out is None or not zeros.shape[0]:
+        return zeros
+    assert exact.offsets is not None
+    sampled = _csr(exact.offsets, exact.columns, zeros, exact.shape)
+    return torch.sparse.sampled_addmm(sampled, g_out, W_dec.t()).values()
 
 
 def _weight_gradients(
     exact: SparseCode,
-    x: Tensor,
-    g_out: Tensor | None,
+    term: GradientTerm,
     dz: Tensor,
     buffers: GradientBuffers,
     accumulate: bool,
+    parts: Parts,
 ) -> None:
     """Fills the buffers: products of the transposed code, `[d_sae, rows]`, with `g_out` and with `x`."""
     order = exact.feature_major()
     shape = (exact.d_sae, exact.n_rows)
     beta = int(accumulate)
-    if g_out is not None:
-        transposed = _csr(order.offsets, order.rows, exact.values[order.order], shape)
-        torch.addmm(buffers.W_dec, transposed, g_out, beta=beta, out=buffers.W_dec)
-    elif not accumulate:
-        buffers.W_dec.zero_()
+    if parts != "encoder":
+        if term.g_out is not None:
+            transposed = _csr(order.offsets, order.rows, exact.values[order.order], shape)
+            torch.addmm(buffers.W_dec, transposed, term.g_out, beta=beta, out=buffers.W_dec)
+        elif not accumulate:
+            buffers.W_dec.zero_()
+    if parts == "decoder":
+        return
     sorted_dz = dz[order.order]
     W_enc = buffers.W_enc.t()
-    torch.addmm(W_enc, _csr(order.offsets, order.rows, sorted_dz, shape), x, beta=beta, out=W_enc)
+    torch.addmm(W_enc, _csr(order.offsets, order.rows, sorted_dz, shape), term.x, beta=beta, out=W_enc)
     sums = torch.segment_reduce(sorted_dz, "sum", offsets=order.offsets)
     if accumulate:
         buffers.b_enc.add_(sums)

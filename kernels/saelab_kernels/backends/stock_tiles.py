@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from saelab_kernels.select import Attribution, SelectRequest
+from saelab_kernels.request import Attribution, SelectRequest
 from saelab_kernels.shapes import Float, Tensor
 
 TILE_ROWS_CPU = 256

@@ -21,6 +21,7 @@ import torch
 
 from saelab_kernels.adam_state import NAMES, AdamOptions, AdamState, Weights
 from saelab_kernels.buffers import GradientTerm
+from saelab_kernels.contract import Backend
 from saelab_kernels.dispatch import get_backend
 from saelab_kernels.gradients import check_term
 from saelab_kernels.shapes import Float, Tensor
@@ -54,15 +55,7 @@ class SparseAdam:
         Raises:
             ValueError: No terms, or shapes or dtypes that do not fit together.
         """
-        if not terms:
-            raise ValueError("SparseAdam.step: needs at least one term")
-        for term in terms:
-            check_term(term, self.weights.W_dec)
-            if term.x.shape[1] != self.weights.W_enc.shape[0]:
-                raise ValueError(
-                    f"SparseAdam.step: x {list(term.x.shape)} does not fit W_enc {list(self.weights.W_enc.shape)}"
-                )
-        return self._backend.adam_step(terms, self.weights, self._state, self.options, lr)
+        return checked_adam_step(terms, self.weights, self._state, self.options, lr, self._backend)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The moments and the step count by name: all that a checkpoint needs besides the weights."""
@@ -77,3 +70,23 @@ class SparseAdam:
         """Continue from what `state_tensors` gave, whatever the memory order of the saved tensors."""
         for name, tensor in self.state_tensors().items():
             tensor.copy_(tensors[name])
+
+
+def checked_adam_step(
+    terms: Sequence[GradientTerm],
+    weights: Weights,
+    state: AdamState,
+    options: AdamOptions,
+    lr: float | Tensor,
+    backend: Backend,
+) -> Float[Tensor, ""]:
+    """Refuse terms that do not fit, then do the step: see `SparseAdam.step`."""
+    if not terms:
+        raise ValueError("SparseAdam.step: needs at least one term")
+    for term in terms:
+        check_term(term, weights.W_dec)
+        if term.x.shape[1] != weights.W_enc.shape[0]:
+            raise ValueError(
+                f"SparseAdam.step: x {list(term.x.shape)} does not fit W_enc {list(weights.W_enc.shape)}"
+            )
+    return backend.adam_step(terms, weights, state, options, lr)

@@ -25,7 +25,9 @@ class Weights:
 
     def __post_init__(self) -> None:
         if not is_feature_major(self.W_enc) or not self.W_dec.is_contiguous():
-            raise ValueError("Weights: W_enc must be feature-major (layout.feature_major_like), W_dec contiguous")
+            raise ValueError(
+                "Weights: W_enc must be feature-major (layout.feature_major_like), W_dec contiguous"
+            )
 
     def named(self) -> dict[str, Tensor]:
         """The tensors by their names."""

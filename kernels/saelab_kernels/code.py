@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from saelab_kernels.shapes import Float, Int, Tensor
+from saelab_kernels.shapes import Bool, Float, Int, Tensor
 
 # Says only that the interface of compressed matrices may change, once a process, to users who chose nothing.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
@@ -35,6 +35,10 @@ class SparseCode:
 
     A padding entry has value 0 and a valid column. An entry with value 0 is inactive whatever put it there.
     No column occurs twice in a row with a non-zero value. Do not write into the tensors.
+
+    A ragged code may have spare capacity: only the first `count` entries are in use, and what lies behind
+    them is undefined. Kernels that must not wait for the device make such codes. Every method but
+    `firing_counts` and `with_values` then waits for the device, and raises OverflowError if entries were lost.
     """
 
     values: Float[Tensor, "*entries"]
@@ -44,10 +48,10 @@ class SparseCode:
     d_sae: int
     """Number of features."""
     offsets: Int[Tensor, " rows_plus_one"] | None = None
-    """int64, ragged form only; starts with 0 and does not fall."""
+    """int64, ragged form only; starts with 0, does not fall, ends with the number of entries in use."""
     count: Int[Tensor, ""] | None = None
     """int64, on the device; entries in use where a ragged code has spare capacity, None where it has not."""
-    overflow: Tensor | None = None
+    overflow: Bool[Tensor, ""] | None = None
     """bool, on the device; True if the capacity did not suffice, None where the code is exact."""
 
     def __post_init__(self) -> None:
@@ -61,8 +65,18 @@ class SparseCode:
             raise ValueError(f"SparseCode: columns must be int32, not {self.columns.dtype}")
         if self.offsets is not None and (self.offsets.ndim != 1 or self.offsets.dtype != torch.int64):
             raise ValueError("SparseCode: offsets must be one-dimensional int64")
-        if (self.count is None) != (self.overflow is None):
-            raise ValueError("SparseCode: count and overflow come together or not at all")
+        if self.count is None or self.overflow is None:
+            if self.count is not self.overflow:
+                raise ValueError("SparseCode: count and overflow come together or not at all")
+        elif self.offsets is None:
+            raise ValueError(
+                "SparseCode: only a ragged code has spare capacity; a uniform one takes no count"
+            )
+        elif (self.count.dtype, self.overflow.dtype) != (torch.int64, torch.bool):
+            raise ValueError(
+                f"SparseCode: count and overflow must be int64 and bool, not {self.count.dtype} and "
+                f"{self.overflow.dtype}"
+            )
 
     @property
     def is_uniform(self) -> bool:
@@ -114,11 +128,11 @@ class SparseCode:
         """
         if self.count is None or self.overflow is None:
             return self
-        if bool(self.overflow):
+        n, overflow = torch.stack([self.count, self.overflow.long()]).tolist()  # one wait for both
+        if overflow:
             raise OverflowError(
                 f"SparseCode: more pairs were kept than the capacity {self.values.shape[0]}; give more room"
             )
-        n = int(self.count)
         return SparseCode(self.values[:n], self.columns[:n], self.d_sae, self.offsets)
 
     def ragged(self) -> SparseCode:
@@ -133,12 +147,15 @@ class SparseCode:
         """int64; stored entries of each row, padding included."""
         if self.offsets is None:
             return torch.full((self.n_rows,), self.values.shape[1], device=self.values.device)
-        return self.offsets.diff()
+        exact = self.trimmed()
+        assert exact.offsets is not None
+        return exact.offsets.diff()
 
     def row_ids(self) -> Int[Tensor, " nnz"]:
         """int64; the row of each entry in use, in the order of `ragged().values`."""
+        exact = self.trimmed()
         rows = torch.arange(self.n_rows, device=self.values.device)
-        return rows.repeat_interleave(self.row_widths())
+        return rows.repeat_interleave(exact.row_widths(), output_size=exact.values.numel())
 
     def l0(self) -> Int[Tensor, " rows"]:
         """int64; active features (value > 0) of each row."""
@@ -147,10 +164,18 @@ class SparseCode:
         return _offsets((self.trimmed().values > 0).long())[self.offsets].diff()
 
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
-        """int64; rows in which each feature is active (value > 0)."""
-        fired = (self.values > 0).reshape(-1).long()
-        counts = torch.zeros(self.d_sae, dtype=torch.int64, device=self.values.device)
-        return counts.scatter_add_(0, self.columns.reshape(-1).long(), fired)
+        """int64; rows in which each feature is active (value > 0).
+
+        Does not wait for the device, so that a training step may call it: of an overflowed code it counts the
+        entries that are there. Sums of whole numbers, so the same in any order of addition.
+        """
+        fired, columns = (self.values > 0).reshape(-1), self.columns.reshape(-1)
+        if self.count is not None:
+            in_use = torch.arange(fired.shape[0], device=fired.device) < self.count
+            fired = fired & in_use
+            columns = columns.where(in_use, 0)  # undefined behind `count`, perhaps no feature at all
+        counts = torch.zeros(self.d_sae, dtype=torch.int64, device=fired.device)
+        return counts.index_add_(0, columns, fired.long())
 
     def with_values(self, values: Float[Tensor, "*entries"]) -> SparseCode:
         """The same pairs with other values, of the same shape."""
@@ -167,14 +192,14 @@ class SparseCode:
         if self.offsets is None:
             return SparseCode(self.values[start:stop], self.columns[start:stop], self.d_sae)
         exact = self.trimmed()
-        first, last = int(self.offsets[start]), int(self.offsets[stop])
+        first, last = self.offsets[[start, stop]].tolist()
         offsets = self.offsets[start : stop + 1] - first
         return SparseCode(exact.values[first:last], exact.columns[first:last], self.d_sae, offsets)
 
     def dense(self) -> Float[Tensor, "rows d_sae"]:
         """The whole matrix; for small codes and tests."""
         exact = self.ragged()
-        flat = self.row_ids() * self.d_sae + exact.columns
+        flat = exact.row_ids() * self.d_sae + exact.columns
         out = torch.zeros(self.n_rows * self.d_sae, dtype=self.values.dtype, device=self.values.device)
         return out.scatter_add_(0, flat, exact.values).view(self.n_rows, self.d_sae)
 
@@ -182,7 +207,7 @@ class SparseCode:
         """A coalesced `torch.sparse_coo` matrix `[rows, d_sae]` of the non-zero entries."""
         exact = self.ragged()
         used = exact.values != 0
-        indices = torch.stack([self.row_ids()[used], exact.columns[used].long()])
+        indices = torch.stack([exact.row_ids()[used], exact.columns[used].long()])
         matrix = torch.sparse_coo_tensor(indices, exact.values[used], self.shape, check_invariants=False)
         return matrix.coalesce()
 
@@ -192,10 +217,11 @@ class SparseCode:
 
     def feature_major(self) -> FeatureMajor:
         """The order of the entries by feature, from one stable sort; padding entries are included."""
-        columns, order = torch.sort(self.ragged().columns, stable=True)
+        exact = self.ragged()
+        columns, order = torch.sort(exact.columns, stable=True)
         features = torch.arange(self.d_sae + 1, dtype=torch.int32, device=columns.device)
         offsets = torch.searchsorted(columns, features)
-        rows = order // self.values.shape[1] if self.offsets is None else self.row_ids()[order]
+        rows = order // self.values.shape[1] if self.offsets is None else exact.row_ids()[order]
         return FeatureMajor(order, rows, offsets)
 
 

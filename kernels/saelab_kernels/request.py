@@ -46,7 +46,8 @@ class Selection:
     """What `encode_select` returns."""
 
     code: SparseCode
-    """Uniform and sorted by falling score for `PerToken`; ragged, in the order of the columns, otherwise."""
+    """Uniform and sorted by falling score for `PerToken` (unless `sort=False`); ragged, in the order of the columns,
+    otherwise."""
     boundary: Float[Tensor, "*units"] | None = None
     """Where asked for: the largest score that was not kept, 0 if no positive one was left out; for each row
     (`PerToken`), the batch (`PerBatch`, 0-d) or each column (`PerFeature`, `[d_sae]` or as `columns`).
@@ -73,6 +74,7 @@ class SelectRequest:
     columns: Int[Tensor, " n"] | None
     band: float
     boundary: bool
+    sort: bool = True
 
     @property
     def n_columns(self) -> int:

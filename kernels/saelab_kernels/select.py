@@ -36,6 +36,7 @@ def encode_select(
     columns: Int[Tensor, " n"] | None = None,
     band: float = 0.0,
     boundary: bool = False,
+    sort: bool = True,
     backend: str | None = None,
 ) -> Selection:
     """Encode `x` and keep the pairs that `rule` picks. No gradient is recorded.
@@ -54,6 +55,7 @@ def encode_select(
             feature numbers.
         band: bandwidth in units of the score; above 0 only with `Threshold`.
         boundary: also return the largest score that was not kept; not with `Threshold`.
+        sort: rows of `PerToken` by falling score; False leaves their order open, which is cheaper.
         backend: a name of `dispatch.available_backends()`; None chooses by the device.
 
     Raises:
@@ -72,6 +74,7 @@ def encode_select(
         columns=columns,
         band=band,
         boundary=boundary,
+        sort=sort,
     )
     _check_weights(request)
     _check_rule(request)

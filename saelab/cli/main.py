@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "sparsity, reconstruction, density and loss recovered",
     "verify": "compare a folder with its checksums",
     "ls": "what is in a folder, how large, and from what",
+    "bench": "the kernels and the training step, timed on this machine",
 }
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

@@ -14,6 +14,7 @@ from saelab.errors import DamagedFileError, SaelabError
 from saelab.storage.files import read_json, write_json
 from saelab.storage.manifest import check_file, read_manifest, write_manifest
 from saelab.storage.tensors import read_tensors, write_tensors
+from saelab_kernels.dispatch import OVERRIDE, choose_backend
 from saelab_kernels.shapes import Tensor
 
 FACTS = "state.json"
@@ -37,6 +38,8 @@ class Checkpoint:
     """SAEs that have diverged, with the diagnosis."""
     threads: int
     """Threads that it was computed with."""
+    kernels: str
+    """Backend of the kernels that it was computed with."""
 
     def tensors(self, member: str) -> dict[str, Tensor]:
         """Read one member's weights, moments, counters and recipe state, by dotted names."""
@@ -99,7 +102,7 @@ def latest_checkpoint(folder: Path, up_to: int | None = None) -> Checkpoint | No
         for name in (FACTS, *manifest.files):
             check_file(place, name, manifest)
         facts = read_json(place / FACTS)
-        fields = ("step", "position", "members", "parked", "threads")
+        fields = ("step", "position", "members", "parked", "threads", "kernels")
         checkpoint = Checkpoint(place, **{name: facts[name] for name in fields})
         if missing := [name for name in checkpoint.members if tensors_name(name) not in manifest.files]:
             raise DamagedFileError(f"{place} lacks the state of {', '.join(missing)}")
@@ -108,17 +111,26 @@ def latest_checkpoint(folder: Path, up_to: int | None = None) -> Checkpoint | No
         raise DamagedFileError(f"{error}; remove {place} to go on from the checkpoint before it") from error
 
 
-def require_same_threads(folder: Path, threads: int, resume: Resume) -> None:
-    """Refuse to go on exactly with another number of threads than a checkpoint was computed with.
+def require_same_arithmetic(folder: Path, checkpoint: Checkpoint, device: str, resume: Resume) -> None:
+    """Refuse to go on exactly with other threads or kernels than a checkpoint was computed with.
 
     Raises:
         SaelabError: With what to do.
     """
-    if resume == "exact" and threads != (now := torch.get_num_threads()):
-        raise SaelabError(
-            f"{folder} was trained with {threads} threads and this process has {now}: the same bits are not "
-            f"possible; set OMP_NUM_THREADS={threads}, or go on with --resume plain"
-        )
+    if resume == "plain":
+        return
+    then = {"threads": checkpoint.threads, "kernels": checkpoint.kernels}
+    for (what, before), now, setting in zip(
+        then.items(),
+        (torch.get_num_threads(), choose_backend(device)),
+        ("OMP_NUM_THREADS", OVERRIDE),
+        strict=True,
+    ):
+        if before != now:
+            raise SaelabError(
+                f"{folder} was trained with {what} {before} and this process has {now}: the same bits are not "
+                f"possible; set {setting}={before}, or go on with --resume plain"
+            )
 
 
 def remove_later_than(folder: Path, step: int) -> None:

@@ -75,8 +75,8 @@ class TrainConfig:
     """Warm-up and decay of the learning rate."""
     dead: DeadFeatures = field(default_factory=DeadFeatures)
     """The policy for dead features."""
-    grad_clip: float = 1.0
-    """Largest global norm of the (projected) gradient."""
+    grad_clip: float | None = 1.0
+    """Largest global norm of the (projected) gradient; null leaves it as it is."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 20
@@ -135,7 +135,7 @@ class TrainConfig:
             raise UsageError(f"the lengths of an extended run must grow, not be {self.lengths}")
         if not 0 < self.lr < float("inf"):
             raise UsageError(f"lr must be a positive number, not {self.lr}")
-        if not self.grad_clip > 0:
+        if self.grad_clip is not None and not self.grad_clip > 0:
             raise UsageError(f"grad_clip must be positive, not {self.grad_clip}")
         shares = (self.schedule.warmup_share, self.schedule.decay_share)
         if min(shares) < 0 or sum(shares) > 1:

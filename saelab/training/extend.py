@@ -19,7 +19,7 @@ from saelab.training.checkpoints import (
     finished_checkpoints,
     latest_checkpoint,
     remove_later_than,
-    require_same_threads,
+    require_same_arithmetic,
 )
 from saelab.training.config import TrainConfig
 from saelab.training.run import CHECKPOINTS, CONFIG, LENGTHS
@@ -56,12 +56,12 @@ def require_extendable(checkpoints: Path, folder: Path, saved: TrainConfig, resu
 
     Raises:
         UsageError: The checkpoint from which it would go on is not there any more.
-        SaelabError: It was computed with another number of threads.
+        SaelabError: It was computed with other threads or kernels.
     """
     branch = saved.branch_steps[-1]
     checkpoint = latest_checkpoint(checkpoints, up_to=branch)
     if checkpoint is not None:
-        require_same_threads(folder, checkpoint.threads, resume)
+        require_same_arithmetic(folder, checkpoint, saved.device, resume)
     elif finished_checkpoints(checkpoints) or (folder / MANIFEST_NAME).exists():
         raise UsageError(
             f"{checkpoints} has no checkpoint at step {branch:,} or before it, where the learning rate began to "

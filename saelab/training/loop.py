@@ -22,6 +22,7 @@ from saelab.training.config import TrainConfig
 from saelab.training.loggers import Loggers
 from saelab.training.member import METRICS, NONFINITE, Member, MetricsLine
 from saelab.training.parking import park
+from saelab_kernels.dispatch import choose_backend
 from saelab_kernels.shapes import Tensor
 
 OpenLoggers = Callable[[Member], Loggers]
@@ -111,6 +112,7 @@ def save(training: TrainingPass) -> None:
             },
             "parked": training.parked,
             "threads": torch.get_num_threads(),
+            "kernels": choose_backend(training.config.device),
         },
         keep_forever=training.step in training.config.branch_steps,
         every=training.config.checkpoint_every,

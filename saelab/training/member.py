@@ -20,11 +20,11 @@ from saelab.sae.normalisation import normalise, scale_to_unit_coordinates
 from saelab.training.config import TrainConfig
 from saelab.training.dead import DeadFeatureTracker
 from saelab.training.initialise import MEDIAN_SAMPLE, initial_parameters
-from saelab.training.optimiser import ConstrainedAdam, lr_factor
+from saelab.training.optimiser import lr_factor, make_optimiser
 from saelab.training.recipes.base import State
 from saelab.training.step import Step, StepResult
 from saelab.training.warm_start import WarmStart, parameters_from
-from saelab_kernels.buffers import GradientBuffers
+from saelab_kernels.adam import SparseAdam
 from saelab_kernels.shapes import Float, Tensor
 
 METRICS, NONFINITE = "metrics.jsonl", "nonfinite"
@@ -52,7 +52,7 @@ class Member:
     normalisation: Normalisation
     recipe_state: State
     tracker: DeadFeatureTracker
-    optimiser: ConstrainedAdam
+    optimiser: SparseAdam
     one_step: Step
     step: int = 0
     skipped: int = 0
@@ -62,7 +62,7 @@ class Member:
     def train_on(self, x: Float[Tensor, "tokens d_in"]) -> None:
         """Do one step on raw activations; nothing is computed about it until `metrics` asks."""
         result = self.one_step.run(x.to(self.params.W_enc.device), self.recipe_state, self.tracker, self.step)
-        norm = self.optimiser.step(lr_factor(self.step, self.config))
+        norm = self.optimiser.step(result.terms, self.config.lr * lr_factor(self.step, self.config))
         self.tracker.observe(result.code)
         self.recipe_state = self.config.recipe.after_step(
             self.params, result.code, self.recipe_state, self.step
@@ -146,8 +146,6 @@ def make_member(
     )
     if not variance > 0:
         raise SaelabError(f"the activations of {config.hook} are constant: there is nothing to learn")
-    buffers = GradientBuffers.for_shapes(hook.d_in, config.width, hook.d_in, device=device)
-    optimiser = ConstrainedAdam(params, buffers, config.lr, config.grad_clip)
     return Member(
         name=name,
         config=config,
@@ -156,12 +154,10 @@ def make_member(
         normalisation=how,
         recipe_state=config.recipe.init(params, statistics),
         tracker=DeadFeatureTracker.new(config.width, config.dead, config.lengths[0], device),
-        optimiser=optimiser,
+        optimiser=make_optimiser(params, config),
         one_step=Step(
             params=params,
             recipe=config.recipe,
-            buffers=buffers,
-            b_dec_gradient=optimiser.b_dec_gradient,
             normalisation=how,
             variance=variance,
             aux_k=config.dead.aux_k or max(1, hook.d_in // 2),

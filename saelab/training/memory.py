@@ -11,11 +11,9 @@ from saelab.errors import SaelabError
 from saelab.memory import available_memory_bytes
 from saelab.training.config import TrainConfig
 from saelab.training.initialise import MEDIAN_SAMPLE
-from saelab_kernels.backends.stock_tiles import TILE_ROWS_CPU
+from saelab_kernels.footprint import training_footprint
 
 FLOAT32 = 4
-COPIES = 4
-"""Weights, gradients and Adam's two moments."""
 SAMPLE_COPIES = 4
 """Copies of the sample in float64 while the median is computed."""
 CHECKPOINTS = 5
@@ -29,7 +27,7 @@ class MemberCost:
     parameters: int
     """Number of trained numbers."""
     held_bytes: int
-    """Weights, gradients and moments on its device, as long as it is trained."""
+    """Weights, moments and perhaps gradients on its device, as long as it is trained."""
     working_bytes: int
     """Encoder tiles and batch on its device: needed by one SAE at a time."""
     host_bytes: int
@@ -61,12 +59,12 @@ class TrainPlan:
 def cost_of(config: TrainConfig, d_in: int) -> MemberCost:
     """Compute what one SAE needs."""
     parameters = 2 * d_in * config.width + config.width + d_in
-    tiles = 2 * TILE_ROWS_CPU * config.width + 8 * config.batch * d_in
+    footprint = training_footprint(d_in, config.width, config.batch, config.device)
     written_aside = d_in * config.width  # a row-major copy while a checkpoint is written
     return MemberCost(
         parameters=parameters,
-        held_bytes=COPIES * parameters * FLOAT32,
-        working_bytes=tiles * FLOAT32,
+        held_bytes=footprint.held,
+        working_bytes=footprint.working,
         host_bytes=written_aside * FLOAT32 + SAMPLE_COPIES * MEDIAN_SAMPLE * d_in * 8,
         checkpoint_bytes=3 * parameters * FLOAT32 + 8 * config.width,
     )

@@ -23,7 +23,7 @@ from saelab.training.checkpoints import (
     keep_regular_only,
     latest_checkpoint,
     remove_unfinished,
-    require_same_threads,
+    require_same_arithmetic,
 )
 from saelab.training.config import TrainConfig
 from saelab.training.finish import finish_run, is_finished
@@ -32,6 +32,7 @@ from saelab.training.loop import TrainingPass, restore_metrics, train_to_end
 from saelab.training.member import METRICS, Member, make_member
 from saelab.training.run import CONFIG
 from saelab.training.warm_start import WarmStart
+from saelab_kernels.dispatch import choose_backend
 
 ENVIRONMENT, TIMING = "environment.json", "timing.jsonl"
 
@@ -116,7 +117,8 @@ def _new_or_resumed(
     on_ready: Callable[[], None],
 ) -> TrainingPass:
     if checkpoint is not None:
-        require_same_threads(plan.checkpoints.parent, checkpoint.threads, how.resume)
+        device = next(iter(plan.members.values())).device
+        require_same_arithmetic(plan.checkpoints.parent, checkpoint, device, how.resume)
     names = list(plan.members if checkpoint is None else checkpoint.members)
     if unknown := [name for name in names if name not in plan.members]:
         raise DamagedFileError(
@@ -154,7 +156,7 @@ def _restore(training: TrainingPass, checkpoint: Checkpoint | None) -> None:
         restore_metrics(member.folder, size, training.checkpoints)
         if checkpoint is not None and saved is not None:
             member.restore(checkpoint.tensors(member.name), checkpoint.step, saved["skipped"])
-        write_json(member.folder / ENVIRONMENT, environment())
+        write_json(member.folder / ENVIRONMENT, environment(member.config.device))
     if checkpoint is not None:
         training.step, training.parked = checkpoint.step, dict(checkpoint.parked)
 
@@ -180,13 +182,14 @@ def _label(members: list[Member]) -> str:
     return f"training {len(members)} SAEs"
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
     """Return facts about the machine and the versions, for the run's record; not a data file."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
+        "kernels": choose_backend(device),
         "machine": platform.machine(),
         "system": platform.system(),
         "arguments": sys.argv[1:],

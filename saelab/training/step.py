@@ -1,4 +1,4 @@
-"""One training step: forward through the kernels, autograd over small leaves, gradients into reused buffers."""
+"""One training step up to its gradients: forward through the kernels, autograd over small leaves."""
 
 from __future__ import annotations
 
@@ -12,35 +12,33 @@ from saelab.sae.normalisation import normalise
 from saelab.training.dead import DeadFeatureTracker, aux_code
 from saelab.training.objectives import aux_k as aux_k_loss
 from saelab.training.recipes.base import Leaves, Recipe, State
+from saelab_kernels.buffers import GradientTerm
 from saelab_kernels.code import SparseCode
-from saelab_kernels.decode import decode
-from saelab_kernels.buffers import GradientBuffers
-from saelab_kernels.gradients import code_gradients
+from saelab_kernels.decode import decode_error
 from saelab_kernels.select import encode_select
 from saelab_kernels.shapes import Float, Tensor
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step found, on the device; read it only when a line of metrics is due."""
+    """What a step found, on the device; read the metrics only when a line of them is due."""
 
     code: SparseCode
+    terms: list[GradientTerm]
+    """What the optimiser needs: each decode with the gradient of what came out."""
     metrics: dict[str, Tensor]
     """0-dimensional tensors: ``loss``, ``fvu``, ``l0``, ``aux``, and the recipe's own terms."""
 
 
 @dataclass
 class Step:
-    """The forward and backward pass of a batch, for any recipe.
+    """The forward pass of a batch and the gradients of its small leaves, for any recipe.
 
-    Gradients of `W_enc`, `b_enc` and `W_dec` end in ``buffers``, that of `b_dec` in
-    ``b_dec_gradient``. No ``[tokens, d_sae]`` matrix is kept.
+    No ``[tokens, d_sae]`` matrix is kept.
     """
 
     params: SAEParameters
     recipe: Recipe
-    buffers: GradientBuffers
-    b_dec_gradient: Float[Tensor, " d_out"]
     normalisation: Normalisation
     variance: float
     """Total variance of the normalised target; fixed, so that the loss does not depend on the batch."""
@@ -50,59 +48,37 @@ class Step:
     def run(
         self, x: Float[Tensor, "tokens d_in"], state: State, tracker: DeadFeatureTracker, step: int
     ) -> StepResult:
-        """Compute the loss of raw activations and its gradients."""
+        """Compute the loss of raw activations and the gradients that the optimiser goes on from."""
+        params = self.params
         target = normalise(x, self.normalisation)[0]
-        encoder_input = target - self.params.b_dec.detach()
+        encoder_input = target - params.b_dec
         rule, tensors = self.recipe.rule(state, step)
-        with torch.no_grad():
-            code = encode_select(
-                encoder_input, self.params.W_enc, self.params.b_enc, rule, **tensors._asdict()
-            ).code
-            x_hat = decode(code, self.params.W_dec, self.params.b_dec)
-            spare = (
-                aux_code(encoder_input, self.params, tracker.dead, self.aux_k)
-                if self.aux_coefficient
-                else None
-            )
-            e_hat = None if spare is None else decode(spare, self.params.W_dec)
+        code = encode_select(
+            encoder_input, params.W_enc, params.b_enc, rule, sort=False, **tensors._asdict()
+        ).code
+        error, squares = decode_error(code, params.W_dec, params.b_dec, target)
 
-        leaves = Leaves(target, x_hat.requires_grad_(), code.with_values(code.values.requires_grad_()))
+        leaf = code.with_values(code.values.detach().requires_grad_())
+        leaves = Leaves(target, error.requires_grad_(), squares, leaf)
         loss = self.recipe.objective(leaves, state, self.variance)
-        total, aux = loss.total, torch.zeros((), device=x.device)
-        if e_hat is not None:
-            aux = aux_k_loss((target - x_hat).detach(), e_hat.requires_grad_())
+        total, aux, spare = loss.total, torch.zeros((), device=x.device), None
+        if self.aux_coefficient:
+            spare = aux_code(encoder_input, params, tracker.dead, self.aux_k)
+        aux_error = None
+        if spare is not None:
+            residual = -error.detach()
+            aux_error, aux_squares = decode_error(spare, params.W_dec, None, residual)
+            aux = aux_k_loss(aux_error.requires_grad_(), aux_squares, residual)
             total = total + self.aux_coefficient * aux
         total.backward()
-        self._gradients(encoder_input, leaves, spare, e_hat)
-        return StepResult(code, self._metrics(leaves, total, aux) | loss.terms)
 
-    @torch.no_grad()
-    def _gradients(
-        self, encoder_input: Tensor, leaves: Leaves, spare: SparseCode | None, e_hat: Tensor | None
-    ) -> None:
-        W_dec, buffers = self.params.W_dec, self.buffers
-        code_gradients(
-            leaves.code,
-            encoder_input,
-            W_dec,
-            leaves.x_hat.grad,
-            g_values=leaves.code.values.grad,
-            buffers=buffers,
-        )
-        if spare is not None and e_hat is not None:
-            code_gradients(spare, encoder_input, W_dec, e_hat.grad, buffers=buffers, accumulate=True)
-        # b_dec acts twice: it is added to the output, and taken from the encoder's input.
-        torch.mv(self.params.W_enc, buffers.b_enc, out=self.b_dec_gradient)
-        self.b_dec_gradient.neg_()
-        if leaves.x_hat.grad is not None:
-            self.b_dec_gradient += leaves.x_hat.grad.sum(0)
-
-    @torch.no_grad()
-    def _metrics(self, leaves: Leaves, total: Tensor, aux: Tensor) -> dict[str, Tensor]:
-        error = (leaves.target - leaves.x_hat).square().sum() / len(leaves.target)
-        return {
+        terms = [GradientTerm(code, encoder_input, error.grad, leaf.values.grad)]
+        if spare is not None and aux_error is not None:
+            terms.append(GradientTerm(spare, encoder_input, aux_error.grad, adds_b_dec=False))
+        metrics = {
             "loss": total.detach(),
-            "fvu": error / self.variance,
-            "l0": leaves.code.l0().float().mean(),
+            "fvu": squares.sum() / (len(target) * self.variance),
+            "l0": code.l0().float().mean(),
             "aux": aux.detach(),
         }
+        return StepResult(code, terms, metrics | loss.terms)

@@ -37,7 +37,9 @@ def descend(weights, p, options, steps, backend, lr=0.01, aux=False):
         terms = [GradientTerm(code, x, 2 * (x_hat - p.target) / len(p.x), 0.01 * torch.sign(code.values))]
         if aux:
             columns = torch.tensor([1, 5, 7])
-            spare = encode_select(x, weights.W_enc, weights.b_enc, PerToken(2), columns=columns, backend=backend)
+            spare = encode_select(
+                x, weights.W_enc, weights.b_enc, PerToken(2), columns=columns, backend=backend
+            )
             e_hat = decode(spare.code, weights.W_dec, backend=backend)
             terms.append(GradientTerm(spare.code, x, 0.3 * (e_hat - p.target), adds_b_dec=False))
         norms.append(float(adam.step(terms, lr)))
@@ -128,7 +130,9 @@ def test_any_codes_move_the_weights_as_the_reference_does(backend, data):
         unit_rows=data.draw(st.booleans()),
         input_bias=d_in == d_out and data.draw(st.booleans()),
     )
-    mine = Weights(draw(d_sae, d_in).t(), draw(d_sae), torch.nn.functional.normalize(draw(d_sae, d_out)), draw(d_out))
+    mine = Weights(
+        draw(d_sae, d_in).t(), draw(d_sae), torch.nn.functional.normalize(draw(d_sae, d_out)), draw(d_out)
+    )
     theirs = Weights(*(t.clone(memory_format=torch.preserve_format) for t in mine.named().values()))
     ours, reference = SparseAdam(mine, options, backend), SparseAdam(theirs, options, "reference")
     for _ in range(2):

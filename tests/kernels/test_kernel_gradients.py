@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saelab_kernels.buffers import GradientBuffers
 from saelab_kernels.code import SparseCode
 from saelab_kernels.decode import decode, decode_error
 from saelab_kernels.dispatch import available_backends
-from saelab_kernels.buffers import GradientBuffers
 from saelab_kernels.gradients import code_gradients, pair_products
 from saelab_kernels.layout import is_feature_major
 from saelab_kernels.rules import PerBatch, PerFeature, PerToken, Threshold
@@ -208,7 +208,14 @@ def test_parts_leave_the_other_buffers_alone(problem, backend, accumulate):
             for name in WEIGHTS:
                 getattr(buffers, name).fill_(7)
             got = code_gradients(
-                one, p.x, p.W_dec, p.target, buffers=buffers, accumulate=accumulate, parts=parts, backend=backend
+                one,
+                p.x,
+                p.W_dec,
+                p.target,
+                buffers=buffers,
+                accumulate=accumulate,
+                parts=parts,
+                backend=backend,
             )
             for name in WEIGHTS:
                 found = getattr(whole, name) if one is code else torch.zeros_like(getattr(whole, name))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from saelab_kernels.dispatch import available_backends
-from saelab_kernels.rules import PerBatch, PerFeature, PerToken, Threshold
 from saelab_kernels.request import Attribution
+from saelab_kernels.rules import PerBatch, PerFeature, PerToken, Threshold
 from saelab_kernels.select import encode_select
 
 BACKENDS = available_backends()

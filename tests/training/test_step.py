@@ -9,7 +9,8 @@ from saelab.training.dead import DeadFeatureTracker
 from saelab.training.objectives import aux_k, normalised_mse
 from saelab.training.recipes.topk import TopK
 from saelab.training.step import Step
-from saelab_kernels.buffers import GradientBuffers
+from saelab_kernels.adam import SparseAdam
+from saelab_kernels.adam_state import AdamOptions, Weights
 
 D_IN, D_SAE, K, TOKENS, AUX_K, COEFFICIENT = 12, 40, 5, 64, 6, 1 / 32
 
@@ -33,12 +34,9 @@ def x():
 
 
 def run_step(params, x, dead, factor=1.7, variance=3.0):
-    buffers = GradientBuffers.for_shapes(D_IN, D_SAE, D_IN, dtype=torch.float64)
     step = Step(
         params=params,
         recipe=TopK(k=K),
-        buffers=buffers,
-        b_dec_gradient=torch.zeros_like(params.b_dec),
         normalisation=Normalisation(kind="scale", factor=factor),
         variance=variance,
         aux_k=AUX_K,
@@ -46,12 +44,15 @@ def run_step(params, x, dead, factor=1.7, variance=3.0):
     )
     tracker = DeadFeatureTracker(torch.where(dead, 100, 0), after_tokens=50)
     result = step.run(x, {}, tracker, 0)
-    return result, {
-        "W_enc": buffers.W_enc,
-        "b_enc": buffers.b_enc,
-        "W_dec": buffers.W_dec,
-        "b_dec": step.b_dec_gradient,
-    }
+    return result, gradients_of(params, result)
+
+
+def gradients_of(params, result):
+    """What the optimiser makes of a step's terms: the first moment after one step with beta1 = 0."""
+    copies = {name: t.clone(memory_format=torch.preserve_format) for name, t in params.named().items()}
+    adam = SparseAdam(Weights(**copies), AdamOptions(beta1=0.0, unit_rows=False))
+    adam.step(result.terms, 0.0)
+    return {name: adam.state_tensors()[f"{name}.exp_avg"] for name in copies}
 
 
 def dense_loss(params, x, dead, factor=1.7, variance=3.0):
@@ -107,17 +108,28 @@ def test_metrics_of_a_step_have_closed_forms(params, x):
 
 def test_aux_k_has_its_closed_form_and_no_nan_for_a_constant_residual():
     e = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
-    assert aux_k(e, torch.zeros(2, 2)) == (1 + 9) / (1 + 1)
-    assert aux_k(e, e) == 0
-    e_hat = torch.zeros(2, 2, requires_grad=True)
-    loss = aux_k(torch.ones(2, 2), e_hat)
+    assert aux_k(-e, e.square().sum(1), e) == (1 + 9) / (1 + 1)
+    assert aux_k(torch.zeros(2, 2), torch.zeros(2), e) == 0
+    error = torch.ones(2, 2, requires_grad=True)
+    loss = aux_k(error, torch.full((2,), 2.0), torch.ones(2, 2))
     loss.backward()
     assert loss == 0
-    assert torch.equal(e_hat.grad, torch.zeros(2, 2))
+    assert torch.equal(error.grad, torch.zeros(2, 2))
+
+
+def test_the_loss_has_the_gradient_of_a_mean_of_squares():
+    error = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+
+    def loss(error):
+        return normalised_mse(error, error.detach().square().sum(1), 2.0)
+
+    loss(error).backward()
+    torch.testing.assert_close(error.grad, 2 * error.detach() / (5 * 2.0))
 
 
 def test_the_mean_predictor_has_a_normalised_mse_of_one():
     x = torch.tensor([[0.0, 2.0], [4.0, 2.0]])
     variance = float((x - x.mean(0)).square().sum(1).mean())
-    assert normalised_mse(x, x.mean(0).expand_as(x), variance) == 1
-    assert normalised_mse(x, x, variance) == 0
+    error = x.mean(0) - x
+    assert normalised_mse(error, error.square().sum(1), variance) == 1
+    assert normalised_mse(0 * error, torch.zeros(2), variance) == 0

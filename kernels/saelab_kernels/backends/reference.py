@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from saelab_kernels.adam_state import AdamOptions, AdamState, Weights
+from saelab_kernels.buffers import GradientBuffers, Gradients, GradientTerm, Parts
 from saelab_kernels.code import SparseCode
 from saelab_kernels.contract import Backend
-from saelab_kernels.buffers import GradientBuffers, Gradients, GradientTerm, Parts
-from saelab_kernels.rules import PerBatch, PerFeature, PerToken
 from saelab_kernels.request import Attribution, Selection, SelectRequest
+from saelab_kernels.rules import PerBatch, PerFeature, PerToken
 from saelab_kernels.shapes import Bool, Float, Int, Tensor
 
 

@@ -9,14 +9,15 @@ from torch.nn.functional import embedding_bag
 
 from saelab_kernels.adam_state import AdamOptions, AdamState, Weights
 from saelab_kernels.backends.stock_adam import buffered_adam_step
+from saelab_kernels.backends.stock_dense import decode_by_rows
 from saelab_kernels.backends.stock_gradients import stock_gradients, stock_pair_products
 from saelab_kernels.backends.stock_running import select_ragged
 from saelab_kernels.backends.stock_topk import select_per_token
+from saelab_kernels.buffers import GradientBuffers, Gradients, GradientTerm, Parts
 from saelab_kernels.code import SparseCode
 from saelab_kernels.contract import Backend
-from saelab_kernels.buffers import GradientBuffers, Gradients, GradientTerm, Parts
-from saelab_kernels.rules import PerToken
 from saelab_kernels.request import Selection, SelectRequest
+from saelab_kernels.rules import PerToken
 from saelab_kernels.shapes import Float, Tensor
 
 
@@ -31,20 +32,7 @@ class _Stock:
     def decode(
         self, code: SparseCode, W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"] | None
     ) -> Float[Tensor, "rows d_out"]:
-        exact = code.trimmed()
-        if exact.values.numel() == 0:
-            out = W_dec.new_zeros(code.n_rows, W_dec.shape[1])
-        elif exact.offsets is None:
-            out = embedding_bag(exact.columns, W_dec, per_sample_weights=exact.values, mode="sum")
-        else:
-            out = embedding_bag(
-                exact.columns,
-                W_dec,
-                exact.offsets.to(torch.int32) if exact.values.numel() < 2**31 else exact.offsets,
-                per_sample_weights=exact.values,
-                mode="sum",
-                include_last_offset=True,
-            )
+        out = decode_by_rows(code.trimmed(), W_dec, _sparse_decode)
         return out if b_dec is None else out.add_(b_dec)
 
     def decode_error(
@@ -70,6 +58,22 @@ class _Stock:
         lr: float | Tensor,
     ) -> Tensor:
         return buffered_adam_step(self, terms, weights, state, options, lr)
+
+
+def _sparse_decode(exact: SparseCode, W_dec: Tensor) -> Tensor:
+    """Sums of decoder rows; only the entries' rows are read."""
+    if exact.values.numel() == 0:
+        return W_dec.new_zeros(exact.n_rows, W_dec.shape[1])
+    if exact.offsets is None:
+        return embedding_bag(exact.columns, W_dec, per_sample_weights=exact.values, mode="sum")
+    return embedding_bag(
+        exact.columns,
+        W_dec,
+        exact.offsets.to(torch.int32) if exact.values.numel() < 2**31 else exact.offsets,
+        per_sample_weights=exact.values,
+        mode="sum",
+        include_last_offset=True,
+    )
 
 
 BACKEND: Backend = _Stock()

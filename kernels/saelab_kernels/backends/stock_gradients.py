@@ -1,4 +1,4 @@
-"""Gradients at the kept pairs, from one sort and three sparse products."""
+"""Gradients at the kept pairs: one sort and three sparse products, or dense ones where many pairs are kept."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import warnings
 
 import torch
 
-from saelab_kernels.code import SparseCode
+from saelab_kernels.backends.stock_dense import dense_gradients, dense_pair_products, is_dense
 from saelab_kernels.buffers import GradientBuffers, Gradients, GradientTerm, Parts
+from saelab_kernels.code import SparseCode
 from saelab_kernels.shapes import Float, Int, Tensor
 
 # torch announces once that its sparse tensors may change; our tests would notice, a user need not read it.
@@ -23,6 +24,22 @@ def stock_gradients(
 ) -> Gradients:
     """See `saelab_kernels.gradients`."""
     exact = term.code.ragged()
+    if is_dense(exact):
+        dz = dense_gradients(exact, term, W_dec, buffers, accumulate, parts)
+    else:
+        dz = _sparse_gradients(exact, term, W_dec, buffers, accumulate, parts)
+    return Gradients(buffers.W_enc, buffers.b_enc, buffers.W_dec, _as_values(term.code, dz))
+
+
+def _sparse_gradients(
+    exact: SparseCode,
+    term: GradientTerm,
+    W_dec: Tensor,
+    buffers: GradientBuffers,
+    accumulate: bool,
+    parts: Parts,
+) -> Float[Tensor, " nnz"]:
+    """Fills the buffers from the entries alone; the values' gradient at every entry."""
     nnz = exact.values.shape[0]
     dz = _products(exact, W_dec, term.g_out)
     if term.g_values is not None:
@@ -34,14 +51,17 @@ def stock_gradients(
         wanted = {"encoder": ("W_enc", "b_enc"), "decoder": ("W_dec",), "both": ("W_enc", "b_enc", "W_dec")}
         for name in wanted[parts]:
             getattr(buffers, name).zero_()
-    return Gradients(buffers.W_enc, buffers.b_enc, buffers.W_dec, _as_values(term.code, dz))
+    return dz
 
 
 def stock_pair_products(
     code: SparseCode, W_dec: Float[Tensor, "d_sae d_out"], g_out: Float[Tensor, "rows d_out"]
 ) -> Float[Tensor, "*entries"]:
     """See `saelab_kernels.gradients.pair_products`."""
-    return _as_values(code, _products(code.ragged(), W_dec, g_out))
+    exact = code.ragged()
+    if is_dense(exact):
+        return _as_values(code, dense_pair_products(exact, W_dec, g_out))
+    return _as_values(code, _products(exact, W_dec, g_out))
 
 
 def _as_values(code: SparseCode, per_entry: Float[Tensor, " nnz"]) -> Float[Tensor, "*entries"]:

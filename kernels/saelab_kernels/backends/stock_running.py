@@ -15,8 +15,8 @@ import torch
 
 from saelab_kernels.backends.stock_tiles import ScoreTile, joined_means, score_tiles
 from saelab_kernels.code import SparseCode
-from saelab_kernels.rules import PerBatch, PerFeature, Rule, Threshold
 from saelab_kernels.request import Selection, SelectRequest
+from saelab_kernels.rules import PerBatch, PerFeature, Rule, Threshold
 from saelab_kernels.shapes import Bool, Float, Int, Tensor
 
 _SMALLEST_LIMIT = 1 << 16

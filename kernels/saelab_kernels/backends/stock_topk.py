@@ -6,8 +6,8 @@ import torch
 
 from saelab_kernels.backends.stock_tiles import joined_means, score_tiles
 from saelab_kernels.code import SparseCode
-from saelab_kernels.rules import PerToken
 from saelab_kernels.request import Selection, SelectRequest
+from saelab_kernels.rules import PerToken
 from saelab_kernels.shapes import Float, Int, Tensor
 
 

@@ -30,8 +30,10 @@ class Leaves(NamedTuple):
 
     target: Float[Tensor, "tokens d_out"]
     """What is to be reconstructed, in normalised units; needs no gradient."""
-    x_hat: Float[Tensor, "tokens d_out"]
-    """The reconstruction; its gradient is handed to the kernels."""
+    error: Float[Tensor, "tokens d_out"]
+    """`x_hat - target`; its gradient, which is that of the reconstruction, is handed to the kernels."""
+    squares: Float[Tensor, " tokens"]
+    """`|error|^2` of each token, computed with it; no leaf."""
     code: SparseCode
     """The allocated code; the gradient of ``code.values`` is handed to the kernels."""
 

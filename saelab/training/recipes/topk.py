@@ -45,7 +45,7 @@ class TopK(Recipe):
         return PerToken(self.k), RuleTensors()
 
     def objective(self, leaves: Leaves, state: State, variance: float) -> Loss:
-        return Loss(normalised_mse(leaves.target, leaves.x_hat, variance), {})
+        return Loss(normalised_mse(leaves.error, leaves.squares, variance), {})
 
     def finalise(
         self, params: SAEParameters, state: State, encoder_inputs: Callable[[int], Iterable[Tensor]]

@@ -15,7 +15,7 @@ import torch
 from saelab_kernels.adam_state import AdamOptions, AdamState, Weights
 from saelab_kernels.backends.cpu.compiled import sums
 from saelab_kernels.backends.cpu.feature_major import Entries, entries_of
-from saelab_kernels.backends.cpu.gradients import BLOCK_FEATURES, feature_blocks, value_gradient
+from saelab_kernels.backends.cpu.gradients import BLOCK_FEATURES, feature_blocks, gradient_rows
 from saelab_kernels.backends.cpu.tiles import numbers
 from saelab_kernels.backends.cpu.workers import run_blocks
 from saelab_kernels.buffers import GradientTerm
@@ -107,12 +107,13 @@ def _pass(
         for part in (group.W_dec, group.W_enc.t(), group.b_enc)
     ]
     listed = (entries.starts, entries.rows, entries.values, entries.direct, entries.g_out, entries.x)
+    by_entry = np.empty_like(entries.values)
 
     def block(index: int) -> None:
         first = index * BLOCK_FEATURES
         last = min(first + BLOCK_FEATURES, d_sae)
         squares[index] = _features(
-            first, last, *listed, *arrays, scales, options.unit_rows, move, through[index]
+            first, last, *listed, by_entry, *arrays, scales, options.unit_rows, move, through[index]
         )
 
     run_blocks(block, blocks)
@@ -136,7 +137,7 @@ def _move(weight, mean, square, gradient, scales):
 
 @sums
 def _features(
-    first, last, starts, rows, values, direct, g_out, x,
+    first, last, starts, rows, values, direct, g_out, x, by_entry,
     W_dec, W_enc, b_enc, mean_dec, mean_enc, mean_b, square_dec, square_enc, square_b,
     scales, unit_rows, move, through,
 ):  # fmt: skip
@@ -154,19 +155,8 @@ def _features(
             continue
         g_dec[:] = 0
         g_enc[:] = 0
-        bias = zero
         direction = W_dec[f]
-        for e in range(begin, end):
-            dz = value_gradient(e, rows, values, direct, g_out, direction)
-            if g_out is not None:
-                g, value = g_out[rows[e]], values[e]
-                for c in range(d_out):
-                    g_dec[c] += value * g[c]
-            if dz != 0:
-                inputs = x[rows[e] % x.shape[0]]
-                for c in range(d_in):
-                    g_enc[c] += dz * inputs[c]
-                bias += dz
+        bias = gradient_rows(begin, end, rows, values, direct, g_out, x, direction, g_dec, g_enc, by_entry)
         if unit_rows and begin < end:
             along = zero
             for c in range(d_out):

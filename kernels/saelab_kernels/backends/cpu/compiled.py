@@ -31,5 +31,5 @@ def sums(function: F) -> F:
 def _compile(function: F, fastmath: bool | set[str]) -> F:
     function = inspect.unwrap(function)  # from checks of annotations that tests may have wrapped around it
     with contextlib.suppress(RuntimeError):  # no folder to keep it in: compiled anew in every process
-        return njit(function, nogil=True, cache=True, fastmath=fastmath)
-    return njit(function, nogil=True, fastmath=fastmath)
+        return njit(function, nogil=True, cache=True, fastmath=fastmath, error_model="numpy")
+    return njit(function, nogil=True, fastmath=fastmath, error_model="numpy")

@@ -90,12 +90,18 @@ def _decode_rows(values, columns, offsets, width, first, last, W_dec, bias, targ
         begin, end = r * width, (r + 1) * width
         if offsets is not None:
             begin, end = offsets[r], offsets[r + 1]
-        for e in range(begin, end):
-            value = values[e]
-            if value != 0:
-                direction = W_dec[columns[e]]
-                for c in range(d):
-                    x_hat[c] += value * direction[c]
+        whole = begin + (end - begin) // 4 * 4
+        for e in range(begin, whole, 4):
+            # Four rows at a time: the memory answers several requests as fast as one.
+            v0, v1, v2, v3 = values[e], values[e + 1], values[e + 2], values[e + 3]
+            d0, d1 = W_dec[columns[e]], W_dec[columns[e + 1]]
+            d2, d3 = W_dec[columns[e + 2]], W_dec[columns[e + 3]]
+            for c in range(d):
+                x_hat[c] += v0 * d0[c] + v1 * d1[c] + v2 * d2[c] + v3 * d3[c]
+        for e in range(whole, end):
+            value, direction = values[e], W_dec[columns[e]]
+            for c in range(d):
+                x_hat[c] += value * direction[c]
         if target is not None:
             wanted = target[r]
             square = x_hat.dtype.type(0)

@@ -37,6 +37,7 @@ def code_gradients(
         numbers(buffers.W_dec) if parts != "encoder" else None,
         numbers(buffers.W_enc.t()) if parts != "decoder" else None,
         numbers(buffers.b_enc),
+        np.empty_like(entries.values),
         numbers(d_values),
     )
 
@@ -55,55 +56,76 @@ def _arrays(entries: Entries) -> tuple[np.ndarray | None, ...]:
 
 
 @sums
-def value_gradient(e, rows, values, direct, g_out, direction):
-    """dL/dvalue of entry e: 0 unless its value is above 0."""
-    found = direction.dtype.type(0)
-    if values[e] > 0:
+def gradient_rows(begin, end, rows, values, direct, g_out, x, direction, to_dec, to_enc, to_values):
+    """One feature's gradients: those of its rows are added, those of its values written; returns the bias's.
+
+    Args:
+        begin, end: its entries; `rows`, `values`, `direct` and `to_values` are by entry.
+        direct, g_out: see `Entries`, or None.
+        direction: its decoder row.
+        to_dec, to_enc: rows to add to, or None to leave out.
+    """
+    bias = direction.dtype.type(0)
+    zero = direction.dtype.type(0)
+    n = x.shape[0]
+    for e in range(begin, end, 4):
+        # Four entries at a time, so that each row is read once and the memory answers several requests together.
+        e1, e2, e3 = min(e + 1, end - 1), min(e + 2, end - 1), min(e + 3, end - 1)
+        r0, r1, r2, r3 = rows[e], rows[e1], rows[e2], rows[e3]
+        v0 = values[e]
+        v1 = values[e1] if e + 1 < end else zero
+        v2 = values[e2] if e + 2 < end else zero
+        v3 = values[e3] if e + 3 < end else zero
+        z0, z1, z2, z3 = zero, zero, zero, zero
         if g_out is not None:
-            g = g_out[rows[e]]
+            g0, g1, g2, g3 = g_out[r0], g_out[r1], g_out[r2], g_out[r3]
             for c in range(direction.shape[0]):
-                found += g[c] * direction[c]
+                if to_dec is not None:
+                    to_dec[c] += v0 * g0[c] + v1 * g1[c] + v2 * g2[c] + v3 * g3[c]
+                z0 += g0[c] * direction[c]
+                z1 += g1[c] * direction[c]
+                z2 += g2[c] * direction[c]
+                z3 += g3[c] * direction[c]
         if direct is not None:
-            found += direct[e]
-    return found
+            z0 += direct[e]
+            z1 += direct[e1]
+            z2 += direct[e2]
+            z3 += direct[e3]
+        z0 = z0 if v0 > 0 else zero
+        z1 = z1 if v1 > 0 else zero
+        z2 = z2 if v2 > 0 else zero
+        z3 = z3 if v3 > 0 else zero
+        if to_enc is not None:
+            x0, x1, x2, x3 = x[r0 % n], x[r1 % n], x[r2 % n], x[r3 % n]
+            for c in range(to_enc.shape[0]):
+                to_enc[c] += z0 * x0[c] + z1 * x1[c] + z2 * x2[c] + z3 * x3[c]
+            bias += z0 + z1 + z2 + z3
+        if e + 3 < end:
+            to_values[e + 3] = z3
+        if e + 2 < end:
+            to_values[e + 2] = z2
+        if e + 1 < end:
+            to_values[e + 1] = z1
+        to_values[e] = z0
+    return bias
 
 
 @sums
 def _fill(
-    first,
-    last,
-    starts,
-    rows,
-    values,
-    direct,
-    g_out,
-    x,
-    places,
-    W_dec,
-    accumulate,
-    to_dec,
-    to_enc,
-    to_bias,
-    to_values,
-):
+    first, last, starts, rows, values, direct, g_out, x, places, W_dec, accumulate,
+    to_dec, to_enc, to_bias, by_entry, to_values,
+):  # fmt: skip
     """Gradients of features `first` to `last`, written or added; `to_dec` or `to_enc` None are left out."""
     for f in range(first, last):
-        bias = W_dec.dtype.type(0)
+        begin, end = starts[f], starts[f + 1]
         if to_dec is not None and not accumulate:
             to_dec[f, :] = 0
         if to_enc is not None and not accumulate:
             to_enc[f, :] = 0
-        for e in range(starts[f], starts[f + 1]):
-            dz = value_gradient(e, rows, values, direct, g_out, W_dec[f])
-            to_values[places[e]] = dz
-            if to_dec is not None and g_out is not None:
-                g, out, value = g_out[rows[e]], to_dec[f], values[e]
-                for c in range(out.shape[0]):
-                    out[c] += value * g[c]
-            if to_enc is not None:
-                inputs, enc = x[rows[e] % x.shape[0]], to_enc[f]
-                for c in range(enc.shape[0]):
-                    enc[c] += dz * inputs[c]
-                bias += dz
+        dec = None if to_dec is None else to_dec[f]
+        enc = None if to_enc is None else to_enc[f]
+        bias = gradient_rows(begin, end, rows, values, direct, g_out, x, W_dec[f], dec, enc, by_entry)
         if to_enc is not None:
             to_bias[f] = to_bias[f] + bias if accumulate else bias
+        for e in range(begin, end):
+            to_values[places[e]] = by_entry[e]

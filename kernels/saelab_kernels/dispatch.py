@@ -16,11 +16,13 @@ OVERRIDE = "SAELAB_KERNELS"
 """Environment variable that names the backend behind `backend=None`."""
 
 _MODULES = {
-    "torch": "saelab_kernels.backends.stock",
-    "cpu": "saelab_kernels.backends.cpu",
-    "triton": "saelab_kernels.backends.triton",
-    "reference": "saelab_kernels.backends.reference",
+    "torch": ("saelab_kernels.backends.stock", "BACKEND"),
+    "cpu": ("saelab_kernels.backends.cpu", "BACKEND"),
+    "cpu-float32": ("saelab_kernels.backends.cpu", "FLOAT32"),
+    "triton": ("saelab_kernels.backends.triton", "BACKEND"),
+    "reference": ("saelab_kernels.backends.reference", "BACKEND"),
 }
+"""Module of each backend, and its object there."""
 
 
 def available_backends() -> tuple[str, ...]:
@@ -60,12 +62,13 @@ def get_backend(name: str | None, beside: Tensor) -> Backend:
             f"backend {name!r} cannot run here (cpu needs numba, triton needs Triton with a GPU); "
             f"available: {', '.join(available_backends())}"
         )
-    return import_module(_MODULES[name]).BACKEND
+    module, attribute = _MODULES[name]
+    return getattr(import_module(module), attribute)
 
 
 @cache
 def _runs_here(name: str) -> bool:
-    if name == "cpu":
+    if name.startswith("cpu"):
         return find_spec("numba") is not None
     if name == "triton":
         # The interpreter, for tests, runs Triton's kernels on the processor.

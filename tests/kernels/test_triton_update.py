@@ -42,8 +42,8 @@ def test_the_interpreter_gives_what_the_reference_gives():
 @pytest.mark.parametrize(
     ("file", "names"),
     [
-        ("test_kernel_adam.py", "True-True-0.5 or rows_have_norm_one or saved_moments or refused"),
-        ("test_kernel_gradients.py", "not step_equals"),
+        ("test_kernel_adam.py", "rows_have_norm_one or saved_moments or refused"),
+        ("test_kernel_gradients.py", "dead_features or spare_capacity or parts or empty_codes or replaced"),
     ],
 )
 def test_it_passes_the_tests_of_every_backend(file, names):

@@ -41,20 +41,30 @@ def above_mask(typingctx: Any, row: Any, offsets: Any, start: Any, first: Any, l
 
 
 @intrinsic
-def above_mask_bf16(typingctx: Any, row: Any, offsets: Any, start: Any, first: Any, limit: Any) -> Any:
-    """`above_mask` of a row of bfloat16 numbers, given as the uint16 array of their bits; float32 offsets."""
-    signature = types.uint64(row, offsets, types.intp, types.intp, offsets.dtype)
+def above_mask_bf16(
+    typingctx: Any, row: Any, offsets: Any, norms: Any, start: Any, first: Any, error: Any, limit: Any
+) -> Any:
+    """Bit j is set unless `row[start + j] + offsets[first + j] + error * norms[first + j] <= limit`.
+
+    Args:
+        row: the uint16 bits of bfloat16 numbers.
+        offsets, norms: float32.
+        start, first: where the 64 numbers begin in `row`, and in `offsets` and `norms`.
+        error, limit: float32 numbers.
+    """
+    signature = types.uint64(row, offsets, norms, types.intp, types.intp, offsets.dtype, offsets.dtype)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         load, load_bits = _loader(context, builder, offsets.dtype), _loader(context, builder, row.dtype)
-        spread = _spread(builder, load.vector, args[4])
+        limits, errors = _spread(builder, load.vector, args[6]), _spread(builder, load.vector, args[5])
         wide = ir.VectorType(ir.IntType(32), _VECTOR)
         upper_half = ir.Constant(wide, [16] * _VECTOR)
         mask = ir.Constant(ir.IntType(64), 0)
         for part in range(0, LANES, _VECTOR):
-            bits = builder.shl(builder.zext(load_bits(row, args[0], args[2], part), wide), upper_half)
-            numbers = builder.fadd(builder.bitcast(bits, load.vector), load(offsets, args[1], args[3], part))
-            mask = _add_bits(builder, mask, builder.fcmp_unordered(">", numbers, spread), part)
+            bits = builder.shl(builder.zext(load_bits(row, args[0], args[3], part), wide), upper_half)
+            numbers = builder.fadd(builder.bitcast(bits, load.vector), load(offsets, args[1], args[4], part))
+            numbers = builder.fadd(numbers, builder.fmul(errors, load(norms, args[2], args[4], part)))
+            mask = _add_bits(builder, mask, builder.fcmp_unordered(">", numbers, limits), part)
         return mask
 
     return signature, codegen
@@ -67,6 +77,17 @@ def lowest_bit(typingctx: Any, mask: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return signature, codegen
+
+
+@intrinsic
+def float_of_bits(typingctx: Any, bits: Any) -> Any:
+    """The float32 number of the lower 32 bits of an integer."""
+    signature = types.float32(types.uint32)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
 
     return signature, codegen
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from saelab_kernels.backends.cpu.half import largest_by_halves, pays
 from saelab_kernels.backends.cpu.largest import finish_rows, scan_tile
 from saelab_kernels.backends.cpu.ragged import code_from_columns
 from saelab_kernels.backends.cpu.tiles import TILE_ROWS, Lists, numbers, product_tiles, staged
@@ -19,21 +20,12 @@ SCORED_ROWS = 32
 """Rows of whole scores that one thread selects at a time."""
 
 
-def select_per_token(request: SelectRequest, rule: PerToken) -> Selection:
-    """`PerToken` by plain scores: a uniform code of width `min(k, columns)`."""
+def select_per_token(request: SelectRequest, rule: PerToken, halves: bool) -> Selection:
+    """`PerToken` by plain scores: a uniform code of width `min(k, columns)`; by `halves` where that pays."""
     rows, n = request.x.shape[0], request.n_columns
     width = min(rule.k, n)
     budgets = torch.full((rows,), width) if request.budgets is None else request.budgets.clamp_max(n)
-    values, columns, boundary = _largest_of_rows(
-        request.x.detach(),
-        _feature_rows(request),
-        None,
-        request.of_columns(request.b_enc).detach(),
-        budgets,
-        width,
-        sort=request.sort,
-        boundary=request.boundary,
-    )
+    values, columns, boundary = _largest_of_tokens(request, budgets, width, halves)
     if request.columns is not None and n:
         columns = request.columns[columns].to(torch.int32)
     return Selection(SparseCode(values, columns, request.W_enc.shape[1]), boundary=boundary)
@@ -93,6 +85,24 @@ def select_scored_per_token(request: SelectRequest, rule: PerToken) -> Selection
         boundary=following if request.boundary else None,
         attribution_mean=joined_means(request, means),
     )
+
+
+def _largest_of_tokens(
+    request: SelectRequest, budgets: Int[Tensor, " rows"], width: int, halves: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Values, columns among the ranked ones, and what follows, of every token."""
+    x, weights = request.x.detach().contiguous(), _feature_rows(request)
+    bias = request.of_columns(request.b_enc).detach().contiguous()
+    how = {"sort": request.sort, "boundary": request.boundary}
+    if not (halves and pays(x, request.n_columns, width)):
+        return _largest_of_rows(x, weights, None, bias, budgets, width, **how)
+    values, columns, following, failed = largest_by_halves(x, weights, bias, budgets, width, **how)
+    rows = failed.nonzero().squeeze(1)
+    if len(rows):
+        again = _largest_of_rows(x[rows], weights, None, bias, budgets[rows], width, **how)
+        values[rows], columns[rows] = again[0], again[1]
+        following[rows] = 0 if again[2] is None else again[2]
+    return values, columns, following if request.boundary else None
 
 
 def _feature_rows(request: SelectRequest) -> Float[Tensor, "n d_in"]:

@@ -59,7 +59,8 @@ def encode_select(
         backend: a name of `dispatch.available_backends()`; None chooses by the device.
 
     Raises:
-        ValueError: shapes, dtypes or options that do not fit together.
+        ValueError: shapes, dtypes or options that do not fit together; on a processor also budgets out of range
+            and negative scales, which are not looked at on a device.
     """
     theta = _theta_tensor(theta, x)
     request = SelectRequest(
@@ -120,7 +121,8 @@ def _check_rule(request: SelectRequest) -> None:
                 f"encode_select: budgets must be int64 [{units}], not {budgets.dtype} {list(budgets.shape)}"
             )
         limit = rule.k if isinstance(rule, PerToken) else math.inf
-        if units and (int(budgets.min()) < 0 or int(budgets.max()) > limit):
+        # On a device the values are believed: reading them would make every step wait for it.
+        if budgets.device.type == "cpu" and units and (int(budgets.min()) < 0 or int(budgets.max()) > limit):
             raise ValueError(
                 f"encode_select: budgets must lie in 0 to {limit}, "
                 f"found {int(budgets.min())} to {int(budgets.max())}"
@@ -145,7 +147,8 @@ def _check_score(request: SelectRequest) -> None:
         raise ValueError("encode_select: boundary has no meaning for Threshold; its boundary is theta")
     if scale is not None and attribution is not None:
         raise ValueError("encode_select: give scale or attribution, not both")
-    if scale is not None and (scale.shape != (d_sae,) or bool((scale < 0).any())):
+    negative = scale is not None and scale.device.type == "cpu" and bool((scale < 0).any())
+    if scale is not None and (scale.shape != (d_sae,) or negative):
         raise ValueError(f"encode_select: scale must be [{d_sae}] and nowhere below 0")
     if attribution is not None:
         g, W_dec = attribution.g, attribution.W_dec

@@ -50,4 +50,4 @@ def aux_code(
     if len(columns) == 0:
         return None
     rule = PerToken(min(aux_k, len(columns)))
-    return encode_select(x, params.W_enc, params.b_enc, rule, columns=columns).code
+    return encode_select(x, params.W_enc, params.b_enc, rule, columns=columns, sort=False).code

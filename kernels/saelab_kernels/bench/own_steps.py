@@ -51,12 +51,18 @@ def sparse_step(
 
     def step(x: Tensor) -> Tensor:
         centred = x - weights.b_dec
-        code = encode_select(centred, weights.W_enc, weights.b_enc, rule, backend=backend).code
+        code = encode_select(centred, weights.W_enc, weights.b_enc, rule, sort=False, backend=backend).code
         error, squares = decode_error(code, weights.W_dec, weights.b_dec, x, backend)
         terms = []
         if options.dead is not None:
             aux = encode_select(
-                centred, weights.W_enc, weights.b_enc, aux_rule, columns=options.dead, backend=backend
+                centred,
+                weights.W_enc,
+                weights.b_enc,
+                aux_rule,
+                columns=options.dead,
+                sort=False,
+                backend=backend,
             ).code
             terms.append(_aux_term(aux, centred, error, weights, options, backend))
         terms.insert(0, GradientTerm(code, centred, error.mul_(2 / len(x))))

@@ -40,11 +40,8 @@ class _Cpu:
         rule = request.rule
         plain = request.scale is None and request.attribution is None
         if isinstance(rule, PerToken):
-            return (
-                select_per_token(request, rule, self._halves)
-                if plain
-                else select_scored_per_token(request, rule)
-            )
+            select = select_per_token if plain else select_scored_per_token
+            return select(request, rule, self._halves)
         if not plain:
             return select_ragged(request)
         if isinstance(rule, PerBatch):

@@ -34,15 +34,12 @@ def adam_step(
     scales = _Scales.at(float(state.steps), float(lr), options, weights.W_dec.dtype)
     entries = entries_of(terms)
     g_b_dec = _direct_bias_gradient(terms, weights)
-    if options.clip is None:
-        norm = _pass(entries, weights, state, options, scales.vector(1.0), g_b_dec, move=True)
-        factor = 1.0
-    else:
-        through = g_b_dec.copy()
-        norm = _pass(entries, weights, state, options, scales.vector(1.0), through, move=False)
+    one_pass = options.clip is None
+    norm = _pass(entries, weights, state, options, scales.vector(1.0), g_b_dec, move=one_pass)
+    factor = 1.0
+    if options.clip is not None:
         factor = min(1.0, options.clip / (norm + 1e-6)) if math.isfinite(norm) else math.nan
-        _pass(entries, weights, state, options, scales.vector(factor), None, move=True)
-        g_b_dec = through
+        _pass(entries, weights, state, options, scales.vector(factor), np.zeros_like(g_b_dec), move=True)
     b_dec, mean, square = (numbers(t.b_dec) for t in (weights, state.exp_avg, state.exp_avg_sq))
     _move(b_dec, mean, square, g_b_dec, scales.vector(factor))
     return weights.W_dec.new_tensor(norm)
@@ -89,13 +86,13 @@ def _pass(
     state: AdamState,
     options: AdamOptions,
     scales: np.ndarray,
-    g_b_dec: np.ndarray | None,
+    g_b_dec: np.ndarray,
     *,
     move: bool,
 ) -> float:
     """Go through all features, moving their weights or not; returns the norm of the gradient.
 
-    Where `g_b_dec` is given, what comes through the encoder's input is added to it.
+    What comes through the encoder's input is added to `g_b_dec`.
     """
     d_sae, d_out = weights.W_dec.shape
     blocks = feature_blocks(d_sae)
@@ -117,8 +114,6 @@ def _pass(
         )
 
     run_blocks(block, blocks)
-    if g_b_dec is None:
-        return math.nan
     if options.input_bias:
         g_b_dec -= through.sum(axis=0)
     return math.sqrt(squares.sum() + float(np.square(g_b_dec, dtype=np.float64).sum()))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 
 LANES = 64
 """Numbers that are compared at once; bits of the mask that comes out."""
 _VECTOR = 16
 """Numbers in a register of the widest processors; narrower ones split it."""
 _INDEX = ir.IntType(32)
+
+intrinsic = cast(Callable[[Callable[..., Any]], Callable[..., Any]], numba_intrinsic)
+"""numba calls the function with types and the code builder; loops call the result with the arguments that are left."""
 
 
 @intrinsic

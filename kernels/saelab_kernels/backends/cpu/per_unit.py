@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -50,8 +52,14 @@ def select_per_feature(request: SelectRequest) -> Selection:
     return Selection(code, boundary=boundary)
 
 
-def select_scored_per_token(request: SelectRequest, rule: PerToken) -> Selection:
+def select_scored_per_token(request: SelectRequest, rule: PerToken, halves: bool) -> Selection:
     """`PerToken` by scaled or attributed scores: whole rows of scores from stock operators, then the same lists."""
+    attribution = request.attribution
+    if attribution is not None and attribution.mode == "add" and attribution.beta == 0:
+        # The plain scores, so the same bits as without gradients; only the means are wanted beside them.
+        plain = select_per_token(replace(request, attribution=None), rule, halves)
+        found = [tile.attribution_mean for tile in score_tiles(request) if tile.attribution_mean is not None]
+        return replace(plain, attribution_mean=joined_means(request, found))
     rows, n = request.x.shape[0], request.n_columns
     width = min(rule.k, n)
     extra = int(request.boundary)

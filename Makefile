@@ -26,8 +26,8 @@ soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak -s
 
 bench: $(INSTALLED)
-	$(BIN)/python -m saelab_kernels.bench
-	$(BIN)/python -m saelab_kernels.bench --d-in 768 --d-sae 16384
+	$(BIN)/saelab bench $(if $(PEERS),--peer-python $(PEERS))
+	$(BIN)/saelab bench --d-in 768 --d-sae 16384 $(if $(PEERS),--peer-python $(PEERS))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -20,7 +20,7 @@ ROOMS = {
     "evaluation": {"training", "activations", "sae", "lm", "text", "kernels"},
     "api": {"evaluation", "training", "activations", "sae", "lm", "text"},
     "demo": {"api", "evaluation", "training", "activations", "sae", "lm", "text"},
-    "cli": {"api", "demo", "evaluation", "training", "activations", "sae", "lm", "text"},
+    "cli": {"api", "demo", "evaluation", "training", "activations", "sae", "lm", "text", "kernels"},
 }
 # These write annotations with the kernels package's shape shim; it holds no logic.
 SHIM_USERS = {"lm", "storage"}
@@ -79,7 +79,7 @@ def test_a_file_holds_at_most_350_lines(path):
     assert len(path.read_text().splitlines()) <= 350
 
 
-@pytest.mark.parametrize("command", ["", "hooks", "cache", "train", "evaluate", "verify", "ls", "demo"])
+@pytest.mark.parametrize("command", ["", "hooks", "cache", "train", "evaluate", "verify", "ls", "demo", "bench"])
 def test_help_imports_no_torch(command):
     script = (
         "import sys; from saelab.cli.main import run\n"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from saelab_kernels.code import SparseCode
 from saelab_kernels.layout import is_feature_major
-from saelab_kernels.shapes import Float, Tensor
+from saelab_kernels.shapes import Float, Int, Tensor
 
 Parts = Literal["both", "encoder", "decoder"]
 """Which weights' gradients are wanted; the others' buffers are left alone."""
@@ -32,6 +32,16 @@ class GradientTerm:
     """Direct dL/dvalues (a sparsity penalty), the shape of `code.values`; added before the mask."""
     adds_b_dec: bool = True
     """Whether `b_dec` was added to this reconstruction."""
+    features: Int[Tensor, " n"] | None = None
+    """int64, distinct; where the code's columns count these features of the weights only (AuxK: the dead ones,
+    encoded and decoded with their rows), so that its `d_sae` is their number. None: all features."""
+
+    def among_all(self, d_sae: int) -> GradientTerm:
+        """The same term with a code whose columns count all `d_sae` features."""
+        if self.features is None:
+            return self
+        columns = self.features[self.code.columns.long()].to(torch.int32)
+        return replace(self, code=replace(self.code, columns=columns, d_sae=d_sae), features=None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -96,6 +96,13 @@ def check_term(term: GradientTerm, W_dec: Tensor) -> None:
     code, x, g_out, g_values = term.code, term.x, term.g_out, term.g_values
     rows, d_sae = code.shape
     values = code.values
+    if term.features is not None and W_dec.ndim == 2:
+        if term.features.shape != (d_sae,) or term.features.dtype != torch.int64:
+            raise ValueError(
+                f"a term's features must be int64 [{d_sae}], one for each column of its code, not "
+                f"{term.features.dtype} {list(term.features.shape)}"
+            )
+        d_sae = W_dec.shape[0]
     if x.ndim != 2 or x.shape[0] != rows or W_dec.ndim != 2 or W_dec.shape[0] != d_sae:
         raise ValueError(
             f"code_gradients: x {list(x.shape)} and W_dec {list(W_dec.shape)} do not fit a code "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -39,15 +40,28 @@ class DeadFeatureTracker:
         self.tokens_since_fired.masked_fill_(fired, 0)
 
 
-def aux_code(
-    x: Float[Tensor, "tokens d_in"], params: SAEParameters, dead: Bool[Tensor, " d_sae"], aux_k: int
-) -> SparseCode | None:
-    """Return the ``aux_k`` largest dead features of each token, or None where no feature is dead.
+class AuxFeatures(NamedTuple):
+    """Some features with their weights, and what they make of a batch."""
 
-    The work is that of the dead columns alone.
+    features: Int[Tensor, " n"]
+    """int64; their numbers."""
+    W_dec: Float[Tensor, "n d_out"]
+    """Their decoder rows."""
+    code: SparseCode
+    """Their code, whose columns count them alone."""
+
+
+def aux_features(
+    x: Float[Tensor, "tokens d_in"], params: SAEParameters, dead: Bool[Tensor, " d_sae"], aux_k: int
+) -> AuxFeatures | None:
+    """Return the dead features with the ``aux_k`` largest of each token, or None where no feature is dead.
+
+    The work is that of the dead features alone.
     """
-    columns = dead.nonzero().squeeze(1)
-    if len(columns) == 0:
+    features = dead.nonzero().squeeze(1)
+    if len(features) == 0:
         return None
-    rule = PerToken(min(aux_k, len(columns)))
-    return encode_select(x, params.W_enc, params.b_enc, rule, columns=columns, sort=False).code
+    W_enc = params.W_enc.t().index_select(0, features).t()
+    rule = PerToken(min(aux_k, len(features)))
+    code = encode_select(x, W_enc, params.b_enc[features], rule, sort=False).code
+    return AuxFeatures(features, params.W_dec.index_select(0, features), code)

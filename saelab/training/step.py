@@ -9,7 +9,7 @@ import torch
 from saelab.sae.autoencoder import SAEParameters
 from saelab.sae.config import Normalisation
 from saelab.sae.normalisation import normalise
-from saelab.training.dead import DeadFeatureTracker, aux_code
+from saelab.training.dead import DeadFeatureTracker, aux_features
 from saelab.training.objectives import aux_k as aux_k_loss
 from saelab.training.recipes.base import Leaves, Recipe, State
 from saelab_kernels.buffers import GradientTerm
@@ -63,18 +63,22 @@ class Step:
         loss = self.recipe.objective(leaves, state, self.variance)
         total, aux, spare = loss.total, torch.zeros((), device=x.device), None
         if self.aux_coefficient:
-            spare = aux_code(encoder_input, params, tracker.dead, self.aux_k)
+            spare = aux_features(encoder_input, params, tracker.dead, self.aux_k)
         aux_error = None
         if spare is not None:
             residual = -error.detach()
-            aux_error, aux_squares = decode_error(spare, params.W_dec, None, residual)
+            aux_error, aux_squares = decode_error(spare.code, spare.W_dec, None, residual)
             aux = aux_k_loss(aux_error.requires_grad_(), aux_squares, residual)
             total = total + self.aux_coefficient * aux
         total.backward()
 
         terms = [GradientTerm(code, encoder_input, error.grad, leaf.values.grad)]
         if spare is not None and aux_error is not None:
-            terms.append(GradientTerm(spare, encoder_input, aux_error.grad, adds_b_dec=False))
+            terms.append(
+                GradientTerm(
+                    spare.code, encoder_input, aux_error.grad, adds_b_dec=False, features=spare.features
+                )
+            )
         metrics = {
             "loss": total.detach(),
             "fvu": squares.sum() / (len(target) * self.variance),

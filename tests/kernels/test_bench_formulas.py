@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from saelab_kernels.bench import traffic
-from saelab_kernels.bench.bound import BOUND, PRODUCT, TRAFFIC, bound_variants, copy_variant
+from saelab_kernels.bench.bound import BOUND, PARTS, PRODUCT, PRODUCT_BF16, TRAFFIC, copy_call
 from saelab_kernels.bench.options import BenchError, BenchOptions
 from saelab_kernels.bench.problem import make_problem
 from saelab_kernels.bench.rounds import Rounds, Sample, VariantFailed, clocks, interleave
+from saelab_kernels.bench.variants import all_variants, is_float32, own_variants, peer_variants
 
 # B = 5 tokens, d = 2, F = 3 features, n = 7 pairs on t = 2 features
 SIZES = traffic.Sizes(batch=5, d_in=2, d_sae=3, pairs=7, touched=2)
@@ -47,12 +48,21 @@ def test_the_copies_of_the_bound_move_the_bytes_that_are_counted(monkeypatch):
         return copy(target, source, *rest)
 
     monkeypatch.setattr(torch.Tensor, "copy_", counted)
-    bound_variants(torch.randn(3, 2), [torch.randn(5, 2)], "cpu")[TRAFFIC](0)
+    PARTS[TRAFFIC](torch.randn(3, 2), torch.randn(5, 2))()
     assert sum(moved) == traffic.matrix_traffic(2, 3)
     moved.clear()
-    variant, n_bytes = copy_variant(1, "cpu")
-    variant(0)
+    call, n_bytes = copy_call(1, "cpu")
+    call()
     assert moved == [n_bytes] == [2 * 2**20]
+
+
+def test_the_product_of_the_bound_is_that_of_the_encoder():
+    W_dec, x = torch.randn(3, 2), torch.randn(5, 2)
+    for part, dtype, tolerance in ((PRODUCT, torch.float32, 1e-6), (PRODUCT_BF16, torch.bfloat16, 0.05)):
+        found = PARTS[part](W_dec, x)()
+        assert isinstance(found, torch.Tensor)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), x @ W_dec.t(), rtol=tolerance, atol=tolerance)
 
 
 def test_a_ratio_is_the_median_over_rounds_of_sums_within_a_round():
@@ -61,6 +71,8 @@ def test_a_ratio_is_the_median_over_rounds_of_sums_within_a_round():
     rounds = Rounds(samples, {}, {})
     assert rounds.ratio(["step"], ["product", "traffic"], "wall") == 3.0  # of 3, 5 and 2
     assert rounds.ratio(["step"], ["product"], "cpu") == pytest.approx(13 / 3)  # of 13/3, 101/19 and 15/7
+    added = rounds.added("step", "traffic", ["product"], "cpu")
+    assert added["wall"] == 5 / 1  # of 5, 49/9 and 13/6
     times = rounds.times("step")
     assert times["wall_ms"] == {"best": 6000.0, "median": 7000.0, "rounds": [6000.0, 50000.0, 7000.0]}
     assert clocks("cpu") == ("cpu", "wall")
@@ -84,6 +96,21 @@ def test_rounds_take_turns_and_a_variant_that_fails_is_left_out_with_its_reason(
     assert rounds.failed == {"b": "in round 2: out of memory"}
     assert {name: len(found) for name, found in rounds.samples.items()} == {"a": 3, "c": 3}
     assert {name: len(found) for name, found in rounds.warm_up.items()} == {"a": 1, "c": 1}
+
+
+def test_variants_follow_the_device_and_the_backend():
+    clipped = {name: [name, f"{name}-clip"] for name in ("saelab", "saelab-float32", "saelab-graph")}
+    assert own_variants("cpu", "torch") == (*clipped["saelab"], "saelab-auxk")
+    assert own_variants("cpu", "cpu") == (*clipped["saelab"], *clipped["saelab-float32"], "saelab-auxk")
+    assert own_variants("cpu", "cpu-float32") == own_variants("cpu", "triton") == own_variants("cpu", "torch")
+    assert own_variants("cuda", "triton") == (*clipped["saelab"], *clipped["saelab-graph"], "saelab-auxk")
+    assert own_variants("cuda", "torch") == own_variants("cpu", "torch")
+    alone = [*PARTS, *own_variants("cpu", "cpu"), "dense", "dense-bf16"]
+    assert all_variants("cpu", "cpu", peers=False) == alone
+    assert set(all_variants("cpu", "cpu", peers=True)) > {*alone, "saelens", "sparsify-bf16"}
+    assert peer_variants("sparsify", "cuda") == ("sparsify",)
+    exact = [is_float32(name, device) for name in ("sparsify", "dense-bf16") for device in ("cpu", "cuda")]
+    assert exact == [True, False, False, False]
 
 
 def test_the_problem_is_always_the_same_and_has_frequent_and_rare_directions():

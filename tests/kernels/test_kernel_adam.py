@@ -42,6 +42,12 @@ def descend(weights, p, options, steps, backend, lr=0.01, aux=False):
             )
             e_hat = decode(spare.code, weights.W_dec, backend=backend)
             terms.append(GradientTerm(spare.code, x, 0.3 * (e_hat - p.target), adds_b_dec=False))
+            some = torch.tensor([9, 5, 20, 2])
+            W_enc, W_dec = weights.W_enc.t()[some].t(), weights.W_dec[some]
+            for k in (2, 4):  # the same features twice, of which a large share is kept
+                few = encode_select(x, W_enc, weights.b_enc[some], PerToken(k), backend=backend).code
+                e_hat = decode(few, W_dec, backend=backend)
+                terms.append(GradientTerm(few, x, 0.2 * (e_hat - p.target), adds_b_dec=k == 2, features=some))
         norms.append(float(adam.step(terms, lr)))
     return norms, adam
 

@@ -1,8 +1,10 @@
 """The whole benchmark on a tiny problem, with other libraries played by a script."""
 
 import json
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -10,7 +12,9 @@ import pytest
 
 from saelab.cli.main import run
 from saelab_kernels.bench.__main__ import main
-from saelab_kernels.bench.training_step import OURS, PEERS
+from saelab_kernels.bench.bound import PARTS
+from saelab_kernels.bench.variants import all_variants, own_variants
+from saelab_kernels.dispatch import choose_backend
 
 TINY = ["--d-in", "8", "--d-sae", "32", "--k", "2", "--batch", "64", "--rounds", "3", "--copy-mib", "1"]
 
@@ -47,7 +51,7 @@ def played(tmp_path_factory):
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder / "played.py"}" "$@"\n')
     python.chmod(0o755)
-    arguments = [*TINY, "--backend", "torch", "--scaling", "--peer-python", python, "--json"]
+    arguments = [*TINY, "--scaling", "--peer-python", python, "--json"]
     arguments += ["--out", folder / "report.json", "--figure", folder / "figure.html"]
     done = subprocess.run(
         [sys.executable, "-m", "saelab_kernels.bench", *map(str, arguments)], capture_output=True, text=True
@@ -68,7 +72,16 @@ def test_standard_output_is_one_line_of_json_and_the_table_is_on_standard_error(
     assert len(lines) == 1
     assert json.loads(lines[0]) == report
     table = (played / "stderr").read_text()
-    for words in ("select per token", "saelab-clip", "saelens", "default", "AuxK adds", "d_sae"):
+    for words in (
+        "select per token",
+        "saelab-clip",
+        "cpu time",
+        "best float32",
+        "saelens",
+        "default",
+        "AuxK adds",
+        "d_sae",
+    ):
         assert words in table
 
 
@@ -78,6 +91,7 @@ def test_every_operator_has_its_time_bytes_and_shares(report):
         *("copy", "product", "product-bf16", "traffic", "decode", "decode error", "gradients"),
         *(f"select {rule}" for rule in ("per token", "per batch", "per feature", "above threshold")),
         *("adam", "adam, clipped", "auxk"),
+        *(["select per token, float32"] if report["backend"] == "cpu" else []),
     }
     select = operators["select per token"]
     assert select["bytes"] == 4 * (64 * 8 + 32 * 8 + 32) + 8 * 64 * 2
@@ -106,18 +120,25 @@ def test_every_operator_has_its_time_bytes_and_shares(report):
 
 def test_steps_are_ratios_of_rounds_and_peers_are_compared_as_they_are_and_at_their_best(report):
     step = report["step"]
-    assert {*OURS, "dense", "dense-bf16", "saelens", "saelens-sparse"} <= set(step["variants"])
+    ours = own_variants("cpu", report["backend"])
+    assert {*ours, "dense", "dense-bf16", "saelens", "saelens-sparse"} <= set(step["variants"])
     wall = {name: one["wall_ms"]["rounds"] for name, one in step["variants"].items()}
     bound = [p + t for p, t in zip(wall["product"], wall["traffic"], strict=True)]
-    ours = [mine / least for mine, least in zip(wall["saelab"], bound, strict=True)]
-    assert step["variants"]["saelab"]["over_bound"]["wall"] == pytest.approx(median(ours))
+    ratios = [mine / least for mine, least in zip(wall["saelab"], bound, strict=True)]
+    assert step["variants"]["saelab"]["over_bound"]["wall"] == pytest.approx(median(ratios))
+    added = [
+        (aux - mine) / product
+        for aux, mine, product in zip(wall["saelab-auxk"], wall["saelab"], wall["product"], strict=True)
+    ]
+    assert step["auxk_over_product"]["wall"] == pytest.approx(median(added))
     saelens = step["peers"]["saelens"]
     assert saelens["default"]["variant"] == "saelens"
     assert saelens["best"]["variant"] == "saelens-sparse"
+    assert saelens["best float32"]["variant"] == "saelens-sparse"
     for which, seconds in (("default", 0.5), ("best", 0.25)):
-        for against, name in (("over_saelab", "saelab"), ("over_saelab_clip", "saelab-clip")):
-            expected = median(1e3 * seconds / mine for mine in wall[name])
-            assert saelens[which][against]["wall"] == pytest.approx(expected)
+        assert set(saelens[which]["over"]) == set(ours) - {"saelab-auxk"}
+        for name, over in saelens[which]["over"].items():
+            assert over["wall"] == pytest.approx(median(1e3 * seconds / mine for mine in wall[name]))
     assert step["variants"]["saelens"]["losses"] == [1.5] * 5
     assert step["variants"]["saelens"]["peak_mib"] == 3
     ours_mib = step["variants"]["saelab"]["peak_mib"]
@@ -134,8 +155,8 @@ def test_what_could_not_run_is_listed_with_its_reason(played, report):
         "saelens-bf16": "ImportError: cannot import SAE",
         "sparsify": "in round 2: it ended with code 1: killed",
     }
-    ran = set(report["step"]["variants"]) - {"product", "product-bf16", "traffic"}
-    assert ran | set(missing) == {*OURS, *(name for group in PEERS.values() for name in group)}
+    ran = set(report["step"]["variants"])
+    assert ran | set(missing) == set(all_variants("cpu", report["backend"], peers=True))
     for name, reason in missing.items():
         assert f"not measured: {name}: {reason}" in (played / "stderr").read_text()
 
@@ -161,7 +182,8 @@ def test_scaling_moves_one_size_at_a_time(report):
 
 def test_the_report_says_where_when_and_with_what(report):
     assert report["options"]["d_sae"] == 32
-    assert (report["backend"], report["threads"] >= 1, report["format"]) == ("torch", True, 1)
+    assert report["backend"] == choose_backend("cpu")
+    assert (report["threads"] >= 1, report["format"]) == (True, 1)
     assert report["machine"]["processor"]
     assert report["machine"]["wait_policy"]
     assert {"python", "torch"} <= set(report["versions"])
@@ -247,3 +269,23 @@ def test_the_benchmark_needs_torch_alone(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "adam" in json.loads((tmp_path / "r.json").read_text())["operators"]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_the_benchmark_of_the_gpu_backend_runs_in_the_interpreter(tmp_path):
+    sizes = ["--d-in", "4", "--d-sae", "8", "--k", "2", "--batch", "4", "--rounds", "1", "--copy-mib", "1"]
+    out = tmp_path / "report.json"
+    command = [sys.executable, "-m", "saelab_kernels.bench", *sizes, "--backend", "triton", "--out", str(out)]
+    done = subprocess.run(
+        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("not measured: ") == 1
+    assert "not measured: other libraries: not asked for; --peer-python" in done.stderr
+    report = json.loads(out.read_text())
+    assert report["backend"] == "triton"
+    assert {"select per token", "select per feature", "adam, clipped", "auxk"} <= set(report["operators"])
+    variants = report["step"]["variants"]
+    assert list(variants) == all_variants("cpu", "triton", peers=False)
+    assert variants["saelab"]["losses"] == pytest.approx(variants["dense"]["losses"], rel=1e-4)
+    assert all("losses" not in variants[part] for part in PARTS)

@@ -79,7 +79,9 @@ def test_a_file_holds_at_most_350_lines(path):
     assert len(path.read_text().splitlines()) <= 350
 
 
-@pytest.mark.parametrize("command", ["", "hooks", "cache", "train", "evaluate", "verify", "ls", "demo", "bench"])
+@pytest.mark.parametrize(
+    "command", ["", "hooks", "cache", "train", "evaluate", "verify", "ls", "demo", "bench"]
+)
 def test_help_imports_no_torch(command):
     script = (
         "import sys; from saelab.cli.main import run\n"

@@ -87,7 +87,7 @@ class _Reference:
         lr: float | Tensor,
     ) -> Tensor:
         g = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in weights.named().items()}
-        for term in terms:
+        for term in (term.among_all(weights.W_dec.shape[0]) for term in terms):
             for name, gradient in _gradients(term, weights.W_dec)[0].items():
                 g[name] += gradient
             if term.adds_b_dec and term.g_out is not None:

@@ -24,7 +24,7 @@ def buffered_adam_step(
     """See `saelab_kernels.adam`, for any backend that fills gradient buffers."""
     buffers = _buffers(weights, state.workspace)
     g_b_dec = torch.zeros_like(weights.b_dec)
-    for index, term in enumerate(terms):
+    for index, term in enumerate(term.among_all(weights.W_dec.shape[0]) for term in terms):
         backend.code_gradients(term, weights.W_dec, buffers, index > 0, "both")
         if term.adds_b_dec and term.g_out is not None:
             g_b_dec += term.g_out.sum(dim=0)

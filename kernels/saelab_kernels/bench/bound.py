@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from saelab_kernels.bench.rounds import Variant, local
 from saelab_kernels.shapes import Float, Tensor
 
 PRODUCT, PRODUCT_BF16, TRAFFIC, COPY = "product", "product-bf16", "traffic", "copy"
 BOUND, BOUND_BF16 = (PRODUCT, TRAFFIC), (PRODUCT_BF16, TRAFFIC)
 """The variants whose times are added to the bound; the second for a selection in bfloat16."""
 
+Call = Callable[[], object]
 
-def bound_variants(
-    W_dec: Float[Tensor, "d_sae d_in"], batches: list[Float[Tensor, "batch d_in"]], device: str
-) -> dict[str, Variant]:
-    """`[batch, d_in] x [d_in, d_sae]` in float32 and bfloat16, and a copy of 24 bytes a matrix parameter.
 
-    The copy reads and writes three float32 (weight and two moments) for every entry of the two matrices.
-    """
-    xs, W = [x.to(device) for x in batches], W_dec.to(device)
-    xs_bf16, W_bf16 = [x.to(torch.bfloat16) for x in xs], W.to(torch.bfloat16)
-    out = W.new_empty(len(xs[0]), len(W))
-    out_bf16 = torch.empty_like(out, dtype=torch.bfloat16)
-    states = torch.stack([W, W, W])
+def product_call(
+    W_dec: Float[Tensor, "d_sae d_in"], x: Float[Tensor, "batch d_in"], dtype: torch.dtype
+) -> Call:
+    """`[batch, d_in] x [d_in, d_sae]` with operands and result of a dtype, into memory that is kept."""
+    x, W = x.to(dtype), W_dec.to(dtype)
+    out = W.new_empty(len(x), len(W))
+    return lambda: torch.mm(x, W.t(), out=out)
+
+
+def traffic_call(W_dec: Float[Tensor, "d_sae d_in"]) -> Call:
+    """A copy of 24 bytes a parameter: weight and two moments of both matrices read and written, float32."""
+    states = torch.stack([W_dec, W_dec, W_dec])
     copies = torch.empty_like(states)
 
-    def traffic(batch: int) -> None:
+    def traffic() -> None:
         for _ in ("encoder", "decoder"):
             copies.copy_(states)
 
-    return {
-        PRODUCT: local(lambda batch: torch.mm(xs[batch], W.t(), out=out), device),
-        PRODUCT_BF16: local(lambda batch: torch.mm(xs_bf16[batch], W_bf16.t(), out=out_bf16), device),
-        TRAFFIC: local(traffic, device),
-    }
+    return traffic
 
 
-def copy_variant(mib: int, device: str) -> tuple[Variant, int]:
+PARTS: dict[str, Callable[[Tensor, Tensor], Call]] = {
+    PRODUCT: lambda W_dec, x: product_call(W_dec, x, torch.float32),
+    PRODUCT_BF16: lambda W_dec, x: product_call(W_dec, x, torch.bfloat16),
+    TRAFFIC: lambda W_dec, x: traffic_call(W_dec),
+}
+"""From `W_dec` and a batch, on one device, to what is timed."""
+
+
+def copy_call(mib: int, device: str) -> tuple[Call, int]:
     """A copy of so many MiB, which measures the memory, and the bytes that it moves (read and written)."""
     source = torch.zeros(mib * 2**18, device=device)
     target = torch.ones_like(source)
-    return local(lambda batch: target.copy_(source), device), 2 * source.nbytes
+    return (lambda: target.copy_(source)), 2 * source.nbytes

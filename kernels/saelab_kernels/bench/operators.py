@@ -11,16 +11,17 @@ import torch
 from saelab_kernels.adam import SparseAdam
 from saelab_kernels.adam_state import AdamOptions, Weights
 from saelab_kernels.bench import traffic
-from saelab_kernels.bench.bound import COPY, PRODUCT, PRODUCT_BF16, TRAFFIC, bound_variants, copy_variant
+from saelab_kernels.bench.bound import COPY, PARTS, PRODUCT, PRODUCT_BF16, TRAFFIC, copy_call
 from saelab_kernels.bench.options import BenchOptions
 from saelab_kernels.bench.problem import Problem
 from saelab_kernels.bench.rounds import Rounds, clocks, interleave, local
 from saelab_kernels.bench.traffic import Sizes
+from saelab_kernels.bench.variants import FLOAT32_BACKEND
 from saelab_kernels.buffers import GradientBuffers, GradientTerm
 from saelab_kernels.code import SparseCode
 from saelab_kernels.decode import decode, decode_error
 from saelab_kernels.gradients import code_gradients
-from saelab_kernels.rules import PerBatch, PerFeature, PerToken, Threshold
+from saelab_kernels.rules import PerBatch, PerFeature, PerToken, Rule, Threshold
 from saelab_kernels.select import encode_select
 from saelab_kernels.shapes import Float, Tensor
 
@@ -47,10 +48,12 @@ def time_operators(options: BenchOptions, problem: Problem, backend: str) -> dic
     """A record for each operator: times, bytes, and shares of the copy and of the products in the same rounds."""
     device = options.device
     operators = _selections(options, problem, backend) | _after_selection(options, problem, backend)
-    copy, copied = copy_variant(options.copy_mib, device)
-    variants = {COPY: copy, **bound_variants(problem.W_dec, problem.batches[:1], device)}
-    variants |= {name: local(lambda _, call=o.call: call(), device) for name, o in operators.items()}
-    rounds = interleave(variants, options.rounds, 1)
+    copy, copied = copy_call(options.copy_mib, device)
+    x, W_dec = problem.batches[0].to(device), problem.W_dec.to(device)
+    calls: dict[str, Callable[[], object]] = {COPY: copy}
+    calls |= {name: part(W_dec, x) for name, part in PARTS.items()}
+    calls |= {name: operator.call for name, operator in operators.items()}
+    rounds = interleave({name: local(call, device) for name, call in calls.items()}, options.rounds, 1)
     product = traffic.product_flops(options.batch, options.d_in, options.d_sae)
     work = {
         COPY: Work(copied, 0),
@@ -59,7 +62,7 @@ def time_operators(options: BenchOptions, problem: Problem, backend: str) -> dic
         TRAFFIC: Work(traffic.matrix_traffic(options.d_in, options.d_sae), 0),
         **{name: operator.work for name, operator in operators.items()},
     }
-    return {name: _record(name, work, rounds, device) for name in variants}
+    return {name: _record(name, work, rounds, device) for name in calls}
 
 
 def _record(name: str, works: dict[str, Work], rounds: Rounds, device: str) -> dict[str, Any]:
@@ -103,15 +106,17 @@ def _selections(options: BenchOptions, problem: Problem, backend: str) -> dict[s
     assert boundary is not None
     each = max(1, round(options.k * options.batch / options.d_sae))
     budgets = torch.full((options.d_sae,), each, dtype=torch.int64, device=device)
-    calls: dict[str, Callable[[], SparseCode]] = {
-        "select per token": lambda: encode_select(x, W_enc, b_enc, PerToken(options.k), backend=backend).code,
-        "select per batch": lambda: encode_select(x, W_enc, b_enc, PerBatch(options.k), backend=backend).code,
-        "select per feature": lambda: (
-            encode_select(x, W_enc, b_enc, PerFeature(), budgets=budgets, backend=backend).code
-        ),
-        "select above threshold": lambda: (
-            encode_select(x, W_enc, b_enc, Threshold(), theta=boundary, backend=backend).code
-        ),
+
+    def select(rule: Rule, backend: str = backend, **given: Any) -> Callable[[], SparseCode]:
+        return lambda: encode_select(x, W_enc, b_enc, rule, backend=backend, **given).code
+
+    calls = {"select per token": select(PerToken(options.k))}
+    if backend in FLOAT32_BACKEND:
+        calls["select per token, float32"] = select(PerToken(options.k), FLOAT32_BACKEND[backend])
+    calls |= {
+        "select per batch": select(PerBatch(options.k)),
+        "select per feature": select(PerFeature(), budgets=budgets),
+        "select above threshold": select(Threshold(), theta=boundary),
     }
     flops = traffic.product_flops(options.batch, options.d_in, options.d_sae)
     return {

@@ -40,44 +40,56 @@ StepFunction = Callable[[Float[Tensor, "rows d_in"]], Float[Tensor, ""]]
 """One step on a batch; gives the mean squared error of a token before it."""
 
 
-def sparse_step(
-    W_dec: Float[Tensor, "d_sae d_in"], options: StepOptions, backend: str | None
-) -> StepFunction:
-    """The step with the operators of a backend, from `W_dec` (kept and changed), its transpose and zero biases."""
-    zeros = W_dec.new_zeros
-    weights = Weights(W_dec.clone().t(), zeros(W_dec.shape[0]), W_dec, zeros(W_dec.shape[1]))
-    adam = SparseAdam(weights, AdamOptions(clip=options.clip), backend)
-    rule, aux_rule = PerToken(options.k), PerToken(options.aux_k)
+class SparseStep:
+    """The step with the operators of a backend; call it with a batch (see `StepFunction`).
 
-    def step(x: Tensor) -> Tensor:
+    Args:
+        W_dec: Kept and changed; the encoder begins as its transpose, the biases as zeros.
+        options: What the step does.
+        backend: Of all operators; None chooses by the device.
+    """
+
+    def __init__(self, W_dec: Float[Tensor, "d_sae d_in"], options: StepOptions, backend: str | None) -> None:
+        zeros = W_dec.new_zeros
+        self._weights = Weights(W_dec.clone().t(), zeros(W_dec.shape[0]), W_dec, zeros(W_dec.shape[1]))
+        self._adam = SparseAdam(self._weights, AdamOptions(clip=options.clip), backend)
+        self._options, self._backend = options, backend
+
+    def __call__(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
+        weights, options = self._weights, self._options
         centred = x - weights.b_dec
-        code = encode_select(centred, weights.W_enc, weights.b_enc, rule, sort=False, backend=backend).code
-        error, squares = decode_error(code, weights.W_dec, weights.b_dec, x, backend)
-        terms = []
-        if options.dead is not None:
-            aux = encode_select(
-                centred,
-                weights.W_enc,
-                weights.b_enc,
-                aux_rule,
-                columns=options.dead,
-                sort=False,
-                backend=backend,
-            ).code
-            terms.append(_aux_term(aux, centred, error, weights, options, backend))
-        terms.insert(0, GradientTerm(code, centred, error.mul_(2 / len(x))))
-        adam.step(terms, options.lr)
+        code = self._select(centred, options.k)
+        error, squares = decode_error(code, weights.W_dec, weights.b_dec, x, self._backend)
+        # What AuxK needs of the error comes first: the error then becomes the gradient in place.
+        aux = [] if options.dead is None else [self._aux_term(centred, error, options.dead)]
+        self._adam.step([GradientTerm(code, centred, error.mul_(2 / len(x))), *aux], options.lr)
         return squares.mean()
 
-    return step
+    def state(self) -> list[Tensor]:
+        """All tensors that a step changes in place."""
+        return [*self._weights.named().values(), *self._adam.state_tensors().values()]
+
+    def _select(self, x: Tensor, k: int, columns: Tensor | None = None) -> SparseCode:
+        W_enc, b_enc = self._weights.W_enc, self._weights.b_enc
+        found = encode_select(
+            x, W_enc, b_enc, PerToken(k), columns=columns, sort=False, backend=self._backend
+        )
+        return found.code
+
+    def _aux_term(self, x: Tensor, error: Tensor, dead: Tensor) -> GradientTerm:
+        """The part of the loss in which dead features reconstruct what is missing, `-error`."""
+        code = self._select(x, self._options.aux_k, dead)
+        aux_error, _ = decode_error(code, self._weights.W_dec, None, -error, self._backend)
+        factor = 2 * self._options.aux_coefficient / len(x)
+        return GradientTerm(code, x, aux_error.mul_(factor), adds_b_dec=False)
 
 
-def _aux_term(
-    aux: SparseCode, x: Tensor, error: Tensor, weights: Weights, options: StepOptions, backend: str | None
-) -> GradientTerm:
-    """The part of the loss in which dead features reconstruct what is missing, `-error`."""
-    aux_error, _ = decode_error(aux, weights.W_dec, None, -error, backend)
-    return GradientTerm(aux, x, aux_error.mul_(2 * options.aux_coefficient / len(x)), adds_b_dec=False)
+def captured_step(W_dec: Float[Tensor, "d_sae d_in"], options: StepOptions, batch: int) -> StepFunction:
+    """`SparseStep` with backend "triton" on CUDA, recorded once for batches of so many rows, then replayed."""
+    from saelab_kernels.backends.triton.graph import CapturedStep
+
+    step = SparseStep(W_dec, options, "triton")
+    return CapturedStep(step, [W_dec.new_zeros(batch, W_dec.shape[1])], step.state())
 
 
 def dense_step(

@@ -37,11 +37,11 @@ def clocks(device: str) -> tuple[Clock, ...]:
     return ("cpu", "wall") if device == "cpu" else ("wall",)
 
 
-def local(call: Callable[[int], object], device: str) -> Variant:
-    """A variant that runs in this process."""
+def local(call: Callable[[], object], device: str) -> Variant:
+    """A variant that runs in this process, on the same arguments in every round."""
 
     def run(batch: int) -> Sample:
-        _, wall, cpu = timed(lambda: call(batch), device)
+        _, wall, cpu = timed(call, device)
         return Sample(wall, cpu)
 
     return run
@@ -60,16 +60,25 @@ class Rounds:
 
     def ratio(self, over: Sequence[str], under: Sequence[str], clock: Clock) -> float:
         """The median over the rounds of the summed times of `over` divided by those of `under`."""
-        n = len(self.samples[over[0]])
-        sums = [
-            [sum(getattr(self.samples[name][r], clock) for name in names) for r in range(n)]
-            for names in (over, under)
-        ]
-        return median(top / bottom for top, bottom in zip(*sums, strict=True))
+        pairs = zip(self._sums(over, clock), self._sums(under, clock), strict=True)
+        return median(top / bottom for top, bottom in pairs)
 
     def ratios(self, over: Sequence[str], under: Sequence[str], device: str) -> dict[str, float]:
         """The same by every clock of a device."""
         return {clock: self.ratio(over, under, clock) for clock in clocks(device)}
+
+    def added(self, more: str, less: str, under: Sequence[str], device: str) -> dict[str, float]:
+        """By every clock of a device, the median over the rounds of what `more` takes above `less`, as a ratio."""
+        found: dict[str, float] = {}
+        for clock in clocks(device):
+            sums = [self._sums(names, clock) for names in ([more], [less], under)]
+            found[clock] = median((a - b) / bottom for a, b, bottom in zip(*sums, strict=True))
+        return found
+
+    def _sums(self, names: Sequence[str], clock: Clock) -> list[float]:
+        """For each round, the times of these variants together."""
+        rounds = zip(*(self.samples[name] for name in names), strict=True)
+        return [sum(getattr(sample, clock) for sample in samples) for samples in rounds]
 
     def times(self, name: str) -> dict[str, Any]:
         """Best and median milliseconds and those of all rounds, by both clocks."""

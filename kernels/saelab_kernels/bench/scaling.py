@@ -7,11 +7,11 @@ from typing import Any
 
 from saelab_kernels.adam import SparseAdam
 from saelab_kernels.adam_state import AdamOptions, Weights
-from saelab_kernels.bench.bound import BOUND, PRODUCT, bound_variants
+from saelab_kernels.bench.bound import BOUND, PARTS, PRODUCT, Call
 from saelab_kernels.bench.options import BenchOptions
-from saelab_kernels.bench.own_steps import StepOptions, sparse_step
+from saelab_kernels.bench.own_steps import SparseStep, StepOptions
 from saelab_kernels.bench.problem import Problem, make_problem
-from saelab_kernels.bench.rounds import Variant, interleave, local
+from saelab_kernels.bench.rounds import interleave, local
 from saelab_kernels.buffers import GradientTerm
 from saelab_kernels.decode import decode_error
 from saelab_kernels.rules import PerToken
@@ -37,8 +37,9 @@ def time_scaling(options: BenchOptions, backend: str, say: Callable[[str], None]
 
 def _time_point(options: BenchOptions, backend: str) -> dict[str, Any]:
     problem = make_problem(options, n_batches=1)
-    variants = bound_variants(problem.W_dec, problem.batches, options.device)
-    rounds = interleave(variants | _parts(options, problem, backend), options.rounds, 1)
+    calls = _parts(options, problem, backend)
+    variants = {name: local(call, options.device) for name, call in calls.items()}
+    rounds = interleave(variants, options.rounds, 1)
     return {
         name: {
             **rounds.times(name),
@@ -49,8 +50,8 @@ def _time_point(options: BenchOptions, backend: str) -> dict[str, Any]:
     }
 
 
-def _parts(options: BenchOptions, problem: Problem, backend: str) -> dict[str, Variant]:
-    """The three parts of a step on fixed arguments, and the step itself."""
+def _parts(options: BenchOptions, problem: Problem, backend: str) -> dict[str, Call]:
+    """The bound, the three parts of a step on fixed arguments, and the step itself."""
     device, rule = options.device, PerToken(options.k)
     x, W_dec = problem.batches[0].to(device), problem.W_dec.to(device)
     weights = Weights(
@@ -60,11 +61,11 @@ def _parts(options: BenchOptions, problem: Problem, backend: str) -> dict[str, V
     error, _ = decode_error(code, W_dec, weights.b_dec, x, backend)
     term = GradientTerm(code, x, error * (2 / options.batch))
     adam = SparseAdam(weights, AdamOptions(), backend)
-    step = sparse_step(W_dec, StepOptions(k=options.k, lr=options.lr), backend)
-    calls: dict[str, Callable[[], object]] = {
+    step = SparseStep(W_dec.clone(), StepOptions(k=options.k, lr=options.lr), backend)
+    return {
+        **{name: part(W_dec, x) for name, part in PARTS.items()},
         "select": lambda: encode_select(x, weights.W_enc, weights.b_enc, rule, backend=backend),
         "decode error": lambda: decode_error(code, weights.W_dec, weights.b_dec, x, backend),
         "adam": lambda: adam.step([term], options.lr),
         "step": lambda: step(x),
     }
-    return {name: local(lambda _, call=call: call(), device) for name, call in calls.items()}

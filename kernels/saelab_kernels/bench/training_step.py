@@ -10,21 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from saelab_kernels.bench import peer_worker
-from saelab_kernels.bench.bound import BOUND, BOUND_BF16, PRODUCT, bound_variants
+from saelab_kernels.bench.bound import BOUND, BOUND_BF16, PARTS, PRODUCT
 from saelab_kernels.bench.options import BenchError, BenchOptions
 from saelab_kernels.bench.own_worker import VARIANTS as OWN
 from saelab_kernels.bench.problem import Problem
-from saelab_kernels.bench.rounds import Rounds, Variant, VariantFailed, clocks, interleave
+from saelab_kernels.bench.rounds import Rounds, VariantFailed, clocks, interleave
+from saelab_kernels.bench.variants import PEERS, all_variants, is_float32, own_variants, peer_variants
 from saelab_kernels.bench.worker_process import WorkerProcess, worker_environment
 
-PEERS = {
-    "saelens": ("saelens", "saelens-bf16", "saelens-sparse"),
-    "dictionary-learning": ("dictionary-learning", "dictionary-learning-bf16"),
-    "sparsify": ("sparsify", "sparsify-bf16"),
-    "dense": ("dense", "dense-bf16"),
-}
-"""Variants of each library, as it is by default first; on CUDA sparsify is bfloat16 by default."""
-OURS = ("saelab", "saelab-clip", "saelab-auxk")
+NEEDED = (*PARTS, "saelab", "saelab-clip", "saelab-auxk")
+"""Without these there is nothing to compare; any other variant may fail."""
+PEERS_NOT_ASKED_FOR = "not asked for; --peer-python names an environment that has them"
 MIB = 2**20
 
 
@@ -33,35 +29,35 @@ def time_steps(
 ) -> dict[str, Any]:
     """Times, ratios, losses and peak memory of every variant; what could not run is listed with the reason.
 
+    Each variant, the parts of the bound too, runs in a process of its own with the same number of threads.
+
     Raises:
-        BenchError: One of our own steps failed, so that there is nothing to compare.
+        BenchError: The bound or one of our own steps failed, so that there is nothing to compare.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         data = Path(folder) / "batches.f32"
         problem.write(data)
         workers, missing = _start(options, data, backend, threads, running, say)
-        variants: dict[str, Variant] = bound_variants(problem.W_dec, problem.batches, options.device)
-        variants |= {name: worker.step for name, worker in workers.items()}
+        _refuse_without_ours(missing, backend)
+        variants = {name: worker.step for name, worker in workers.items()}
         rounds = interleave(variants, options.rounds, len(problem.batches), say=say)
         missing |= rounds.failed
+        _refuse_without_ours(missing, backend)
         memory = _memory(workers, rounds, missing)
-    for name in OURS:
-        if name in missing:
-            raise BenchError(f"the step {name} with backend {backend} failed: {missing[name]}")
     versions = {name: worker.versions for name, worker in workers.items() if name in rounds.samples}
     return {
         "variants": {name: _record(name, rounds, options.device, memory) for name in rounds.samples},
-        "peers": _peers(rounds, options.device, memory),
-        "auxk_over_product": _added_by_auxk(rounds, options.device),
+        "peers": _peers(rounds, own_variants(options.device, backend), options.device, memory),
+        "auxk_over_product": rounds.added("saelab-auxk", "saelab", [PRODUCT], options.device),
         "missing": missing,
         "versions": versions,
     }
 
 
-def wanted(options: BenchOptions) -> list[str]:
-    """The variants besides the bound, ours first."""
-    names = [*OURS, *(name for group in PEERS.values() for name in group)]
-    return [name for name in names if options.device == "cpu" or name != "sparsify-bf16"]
+def _refuse_without_ours(missing: dict[str, str], backend: str) -> None:
+    for name in NEEDED:
+        if name in missing:
+            raise BenchError(f"the step {name} with backend {backend} failed: {missing[name]}")
 
 
 def _start(
@@ -74,15 +70,13 @@ def _start(
 ) -> tuple[dict[str, WorkerProcess], dict[str, str]]:
     """Start a worker for every variant, one after the other; the second part says why some are missing."""
     workers: dict[str, WorkerProcess] = {}
-    missing: dict[str, str] = {}
-    for name in wanted(options):
+    peers = options.peer_python
+    missing = {"other libraries": PEERS_NOT_ASKED_FOR} if peers is None else {}
+    for name in all_variants(options.device, backend, peers=peers is not None):
         if name in OWN:
             command = [sys.executable, "-m", "saelab_kernels.bench.own_worker"]
-        elif options.peer_python is None:
-            missing[name] = "not asked for; --peer-python names an environment that has it"
-            continue
         else:
-            command = [str(options.peer_python), str(Path(peer_worker.__file__).resolve())]
+            command = [str(peers), str(Path(peer_worker.__file__).resolve())]
         setup = peer_worker.Setup(
             variant=name,
             d_in=options.d_in,
@@ -131,36 +125,42 @@ def _record(name: str, rounds: Rounds, device: str, memory: dict[str, float]) ->
     return record
 
 
-def _peers(rounds: Rounds, device: str, memory: dict[str, float]) -> dict[str, Any]:
-    """For each library: how many times our step's time its default and its fastest variant take, and our memory.
+def _peers(rounds: Rounds, ours: tuple[str, ...], device: str, memory: dict[str, float]) -> dict[str, Any]:
+    """For each library as it is by default, at its best in float32 and at its best: its time over each of ours.
 
-    Against our step with and without clipping, since some libraries clip and some do not.
+    Against each of ours, since some libraries clip and some do not, and some of ours multiply in bfloat16. Memory
+    is compared with `saelab`.
     """
-    clock, found = clocks(device)[0], {}
-    for library, variants in PEERS.items():
-        timed = [name for name in variants if name in rounds.samples]
-        if not timed:
-            continue
-        best = min(timed, key=lambda name: rounds.times(name)[f"{clock}_ms"]["median"])
-        shown = {**({"default": variants[0]} if variants[0] in timed else {}), "best": best}
-        found[library] = {
-            which: {
-                "variant": name,
-                "over_saelab": rounds.ratios([name], ["saelab"], device),
-                "over_saelab_clip": rounds.ratios([name], ["saelab-clip"], device),
-                "peak_over_saelab": _quotient(memory.get(name), memory.get("saelab")),
+    against = [name for name in ours if name in rounds.samples and name != "saelab-auxk"]
+    found = {}
+    for library in PEERS:
+        shown = _shown(library, rounds, device)
+        if shown:
+            found[library] = {
+                which: {
+                    "variant": name,
+                    "over": {own: rounds.ratios([name], [own], device) for own in against},
+                    "peak_over_saelab": _quotient(memory.get(name), memory.get("saelab")),
+                }
+                for which, name in shown.items()
             }
-            for which, name in shown.items()
-        }
     return found
+
+
+def _shown(library: str, rounds: Rounds, device: str) -> dict[str, str]:
+    """The variants of a library that are compared, by what they stand for."""
+    clock = clocks(device)[0]
+    timed = [name for name in peer_variants(library, device) if name in rounds.samples]
+    timed.sort(key=lambda name: rounds.times(name)[f"{clock}_ms"]["median"])
+    shown = {"default": PEERS[library][0]} if PEERS[library][0] in timed else {}
+    exact = [name for name in timed if is_float32(name, device)]
+    return {
+        **shown,
+        **({"best float32": exact[0]} if exact else {}),
+        **({"best": timed[0]} if timed else {}),
+    }
 
 
 def _quotient(theirs: float | None, ours: float | None) -> float | None:
     """Their peak memory over ours; None where one is unknown, or too small to be seen."""
     return theirs / ours if theirs is not None and ours else None
-
-
-def _added_by_auxk(rounds: Rounds, device: str) -> dict[str, float]:
-    """What AuxK adds to a step, in encoder products: the difference of the medians of both ratios."""
-    whole, without = (rounds.ratios([name], [PRODUCT], device) for name in ("saelab-auxk", "saelab"))
-    return {clock: whole[clock] - without[clock] for clock in whole}

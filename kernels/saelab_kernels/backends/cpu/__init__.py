@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from saelab_kernels.adam_state import AdamOptions, AdamState, Weights
 from saelab_kernels.backends.cpu.adam import adam_step
 from saelab_kernels.backends.cpu.collected import select_per_batch, select_threshold
@@ -15,7 +17,7 @@ from saelab_kernels.backends.cpu.per_unit import (
     select_scored_per_token,
 )
 from saelab_kernels.backends.stock_adam import buffered_adam_step
-from saelab_kernels.backends.stock_dense import is_dense
+from saelab_kernels.backends.stock_dense import decode_by_rows, dense_rows, is_dense
 from saelab_kernels.backends.stock_gradients import stock_gradients
 from saelab_kernels.backends.stock_running import select_ragged
 from saelab_kernels.buffers import GradientBuffers, Gradients, GradientTerm, Parts
@@ -49,12 +51,20 @@ class _Cpu:
         return select_per_feature(request) if isinstance(rule, PerFeature) else select_threshold(request)
 
     def decode(self, code: SparseCode, W_dec: Tensor, b_dec: Tensor | None) -> Tensor:
-        return decode(code, W_dec, b_dec)
+        exact = code.trimmed()
+        if dense_rows(exact) is None:
+            return decode(exact, W_dec, b_dec)
+        x_hat = decode_by_rows(exact, W_dec, lambda narrow, rows: decode(narrow, rows, None))
+        return x_hat if b_dec is None else x_hat.add_(b_dec)
 
     def decode_error(
         self, code: SparseCode, W_dec: Tensor, b_dec: Tensor | None, target: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return decode_error(code, W_dec, b_dec, target)
+        exact = code.trimmed()
+        if dense_rows(exact) is None:
+            return decode_error(exact, W_dec, b_dec, target)
+        error = self.decode(exact, W_dec, b_dec).sub_(target)
+        return error, torch.linalg.vector_norm(error, dim=1).square_()
 
     def pair_products(self, code: SparseCode, W_dec: Tensor, g_out: Tensor) -> Tensor:
         return pair_products(code, W_dec, g_out)
@@ -74,7 +84,7 @@ class _Cpu:
         options: AdamOptions,
         lr: float | Tensor,
     ) -> Tensor:
-        if any(is_dense(term.code) for term in terms):
+        if any(is_dense(term.code) and term.features is None for term in terms):
             return buffered_adam_step(self, terms, weights, state, options, lr)
         return adam_step(terms, weights, state, options, lr)
 

@@ -15,6 +15,7 @@ import torch
 from saelab_kernels.adam_state import AdamOptions, AdamState, Weights
 from saelab_kernels.backends.cpu.compiled import sums
 from saelab_kernels.backends.cpu.feature_major import Entries, entries_of
+from saelab_kernels.backends.cpu.feature_rows import FeatureRows, feature_rows, found_densely
 from saelab_kernels.backends.cpu.gradients import BLOCK_FEATURES, feature_blocks, gradient_rows
 from saelab_kernels.backends.cpu.tiles import numbers
 from saelab_kernels.backends.cpu.workers import run_blocks
@@ -32,14 +33,18 @@ def adam_step(
     """See `saelab_kernels.adam.SparseAdam.step`."""
     state.steps += 1
     scales = _Scales.at(float(state.steps), float(lr), options, weights.W_dec.dtype)
-    entries = entries_of(terms)
+    of_some = [term for term in terms if found_densely(term)]
+    entries = entries_of([term.among_all(weights.W_dec.shape[0]) for term in terms if term not in of_some])
+    rows = feature_rows(of_some, weights)
     g_b_dec = _direct_bias_gradient(terms, weights)
     one_pass = options.clip is None
-    norm = _pass(entries, weights, state, options, scales.vector(1.0), g_b_dec, move=one_pass)
+    norm = _pass(entries, rows, weights, state, options, scales.vector(1.0), g_b_dec, move=one_pass)
     factor = 1.0
     if options.clip is not None:
         factor = min(1.0, options.clip / (norm + 1e-6)) if math.isfinite(norm) else math.nan
-        _pass(entries, weights, state, options, scales.vector(factor), np.zeros_like(g_b_dec), move=True)
+        _pass(
+            entries, rows, weights, state, options, scales.vector(factor), np.zeros_like(g_b_dec), move=True
+        )
     b_dec, mean, square = (numbers(t.b_dec) for t in (weights, state.exp_avg, state.exp_avg_sq))
     _move(b_dec, mean, square, g_b_dec, scales.vector(factor))
     return weights.W_dec.new_tensor(norm)
@@ -82,6 +87,7 @@ def _direct_bias_gradient(terms: Sequence[GradientTerm], weights: Weights) -> np
 
 def _pass(
     entries: Entries,
+    rows: FeatureRows,
     weights: Weights,
     state: AdamState,
     options: AdamOptions,
@@ -110,7 +116,7 @@ def _pass(
         first = index * BLOCK_FEATURES
         last = min(first + BLOCK_FEATURES, d_sae)
         squares[index] = _features(
-            first, last, *listed, by_entry, *arrays, scales, options.unit_rows, move, through[index]
+            first, last, *listed, by_entry, *rows, *arrays, scales, options.unit_rows, move, through[index]
         )
 
     run_blocks(block, blocks)
@@ -132,7 +138,7 @@ def _move(weight, mean, square, gradient, scales):
 
 @sums
 def _features(
-    first, last, starts, rows, values, direct, g_out, x, by_entry,
+    first, last, starts, rows, values, direct, g_out, x, by_entry, row_of, rows_dec, rows_enc, rows_b,
     W_dec, W_enc, b_enc, mean_dec, mean_enc, mean_b, square_dec, square_enc, square_b,
     scales, unit_rows, move, through,
 ):  # fmt: skip
@@ -146,19 +152,27 @@ def _features(
     total = 0.0
     for f in range(first, last):
         begin, end = starts[f], starts[f + 1]
-        if begin == end and not move:
+        extra = -1 if row_of is None else row_of[f]
+        touched = begin < end or extra >= 0
+        if not touched and not move:
             continue
         g_dec[:] = 0
         g_enc[:] = 0
         direction = W_dec[f]
         bias = gradient_rows(begin, end, rows, values, direct, g_out, x, direction, g_dec, g_enc, by_entry)
-        if unit_rows and begin < end:
+        if extra >= 0 and row_of is not None:
+            for c in range(d_out):
+                g_dec[c] += rows_dec[extra, c]
+            for c in range(d_in):
+                g_enc[c] += rows_enc[extra, c]
+            bias += rows_b[extra]
+        if unit_rows and touched:
             along = zero
             for c in range(d_out):
                 along += g_dec[c] * direction[c]
             for c in range(d_out):
                 g_dec[c] -= along * direction[c]
-        if begin < end:
+        if touched:
             part = bias * bias
             for c in range(d_out):
                 part += g_dec[c] * g_dec[c]

@@ -64,7 +64,8 @@ def workspace(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     held: dict[str, Tensor] = _memory.__dict__.setdefault("held", {})
     tensor = held.get(name)
     if tensor is None or tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        tensor = held[name] = torch.empty(shape, dtype=dtype)
+        with torch.inference_mode(False):  # memory made inside that mode could not be written outside of it
+            tensor = held[name] = torch.empty(shape, dtype=dtype)
     return tensor
 
 

@@ -33,7 +33,7 @@ def run_blocks(task: Callable[[int], None], blocks: int) -> None:
     queue = itertools.count()
 
     def work() -> None:
-        with torch.inference_mode():
+        with torch.no_grad():
             while (block := next(queue)) < blocks:
                 task(block)
 

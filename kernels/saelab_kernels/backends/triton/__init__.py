@@ -53,7 +53,14 @@ class TritonBackend:
         options: AdamOptions,
         lr: float | Tensor,
     ) -> Tensor:
-        return run_adam_step(terms, weights, state, options, lr, self.tuning)
+        return run_adam_step(
+            [term.among_all(weights.W_dec.shape[0]) for term in terms],
+            weights,
+            state,
+            options,
+            lr,
+            self.tuning,
+        )
 
 
 BACKEND: Backend = TritonBackend()

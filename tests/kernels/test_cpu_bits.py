@@ -64,7 +64,7 @@ def every_result(backend: str) -> dict[str, Tensor]:
     """What each operator gives on one problem, and the weights after some steps."""
     weights, x, target = make_weights(), make(ROWS, D, seed=5), make(ROWS, D, seed=6)
     found = dict(selections(x, weights, backend))
-    for name, rule, extra in (("token", PerToken(9), {}), ("ragged", Threshold(), {"theta": 8.0})):
+    for name, rule, extra in (("token", PerToken(9), {}), ("ragged", Threshold(), {"theta": 14.0})):
         code = encode_select(x, weights.W_enc, weights.b_enc, rule, backend=backend, **extra).code
         found[f"{name} decode"] = decode(code, weights.W_dec, weights.b_dec, backend=backend)
         error, squares = decode_error(code, weights.W_dec, None, target, backend=backend)
@@ -190,7 +190,7 @@ def test_whatever_malloc_hands_out(backend, expected, perturb):
 def test_a_row_is_the_same_bits_in_any_batch(backend, threads, d, dtype):
     x, W_enc, b_enc = (make(*shape, seed=8).to(dtype) for shape in ((700, d), (D_SAE, d), (D_SAE,)))
     W_dec, scale = make(D_SAE, d, seed=9).to(dtype), b_enc.abs()
-    cases = [(PerToken(8), {}), (PerToken(8), {"scale": scale}), (Threshold(), {"theta": 4.0})]
+    cases = [(PerToken(8), {}), (PerToken(8), {"scale": scale}), (Threshold(), {"theta": 3.0 * d**0.5})]
     for rule, extra in cases:
         whole = encode_select(x, W_enc.t(), b_enc, rule, backend=backend, **extra).code
         x_hat = decode(whole, W_dec, backend=backend)
@@ -204,6 +204,19 @@ def test_a_row_is_the_same_bits_in_any_batch(backend, threads, d, dtype):
             assert torch.equal(
                 decode_error(part, W_dec, None, x[start:stop], backend=backend)[1], squares[start:stop]
             )
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_rows_that_are_worth_a_dense_product_on_any_number_of_threads(backend, threads, count):
+    w, x = make_weights(), make(ROWS, D, seed=5)
+    code = encode_select(x, w.W_enc, w.b_enc, Threshold(), theta=2.0, backend=backend).code
+    results = []
+    for n in (1, count):
+        torch.set_num_threads(n)
+        x_hat = decode(code, w.W_dec, backend=backend)
+        g = code_gradients(code, x, w.W_dec, x, backend=backend)
+        results.append((x_hat, g.W_enc, g.b_enc, g.W_dec, g.values))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 def test_a_row_is_the_same_bits_among_rows_with_another_mean():

@@ -13,8 +13,11 @@ from saelab_kernels.rules import PerBatch, PerFeature, PerToken, Threshold
 from saelab_kernels.select import encode_select
 
 ROWS = st.sampled_from([0, 1, 2, 255, 256, 257, 300])
+BACKENDS = ["cpu", "cpu-float32"]
 COLUMNS = st.sampled_from([1, 63, 64, 65, 127, 128, 200, 1023, 1024, 1025, 1100])
 BROKEN = [float("nan"), -float("nan"), float("inf"), -float("inf")]
+
+each = pytest.mark.parametrize("backend", BACKENDS)
 
 
 @st.composite
@@ -72,27 +75,29 @@ def assert_same(ours, reference, exact):
         assert same(ours.band.values, reference.band.values)
 
 
+@each
 @settings(max_examples=60, deadline=None)
-@given(cases(), st.data())
-def test_random_numbers_as_the_reference(case, data):
+@given(case=cases(), data=st.data())
+def test_random_numbers_as_the_reference(backend, case, data):
     rows, d_in, d_sae, generator = case
     x, W_enc, b_enc = (
         random_numbers(*s, generator=generator) for s in ((rows, d_in), (d_in, d_sae), (d_sae,))
     )
     rule, extra = draw_rule(data, rows, d_sae, torch.float64, generator)
-    ours = encode_select(x, W_enc, b_enc, rule, backend="cpu", **extra)
+    ours = encode_select(x, W_enc, b_enc, rule, backend=backend, **extra)
     assert_same(ours, encode_select(x, W_enc, b_enc, rule, backend="reference", **extra), exact=False)
 
 
+@each
 @settings(max_examples=60, deadline=None)
-@given(cases(), st.data())
-def test_ties_go_to_the_lower_row_and_column_across_tiles(case, data):
+@given(case=cases(), data=st.data())
+def test_ties_go_to_the_lower_row_and_column_across_tiles(backend, case, data):
     rows, d_in, d_sae, generator = case
     x, W_enc, b_enc = (
         whole_numbers(*s, generator=generator) for s in ((rows, d_in), (d_in, d_sae), (d_sae,))
     )
     rule, extra = draw_rule(data, rows, d_sae, torch.float32, generator)
-    ours = encode_select(x, W_enc, b_enc, rule, backend="cpu", **extra)
+    ours = encode_select(x, W_enc, b_enc, rule, backend=backend, **extra)
     assert_same(ours, encode_select(x, W_enc, b_enc, rule, backend="reference", **extra), exact=True)
     if isinstance(rule, PerToken) and extra["sort"]:
         assert bool((ours.code.values.diff(dim=1) <= 0).all())
@@ -103,9 +108,10 @@ def test_ties_go_to_the_lower_row_and_column_across_tiles(case, data):
         assert bool((place[ours.code.columns.long()].diff(dim=1) > 0)[tied].all())
 
 
+@each
 @settings(max_examples=30, deadline=None)
-@given(cases(d_sae=st.sampled_from([1, 64, 65, 200, 1025])), st.data())
-def test_scaled_and_attributed_scores_as_the_reference(case, data):
+@given(case=cases(d_sae=st.sampled_from([1, 64, 65, 200, 1025])), data=st.data())
+def test_scaled_and_attributed_scores_as_the_reference(backend, case, data):
     rows, d_in, d_sae, generator = case
     x, W_enc, b_enc = (
         random_numbers(*s, generator=generator) for s in ((rows, d_in), (d_in, d_sae), (d_sae,))
@@ -120,33 +126,35 @@ def test_scaled_and_attributed_scores_as_the_reference(case, data):
             beta=0.3,
             mode=data.draw(st.sampled_from(["add", "mul"])),
         )
-    ours = encode_select(x, W_enc, b_enc, rule, backend="cpu", **extra)
+    ours = encode_select(x, W_enc, b_enc, rule, backend=backend, **extra)
     reference = encode_select(x, W_enc, b_enc, rule, backend="reference", **extra)
     assert_same(ours, reference, exact=False)
     if "attribution" in extra and ours.code.d_sae and (extra["columns"] is None or len(extra["columns"])):
         torch.testing.assert_close(ours.attribution_mean, reference.attribution_mean)
 
 
+@each
 @pytest.mark.parametrize("d_sae", [2047, 2048, 2049, 4100])
 @pytest.mark.parametrize("k", [1, 32, 700])
-def test_wide_tiles_are_exact(d_sae, k):
+def test_wide_tiles_are_exact(backend, d_sae, k):
     """From d_in 512 on a tile has twice the columns."""
     generator = torch.Generator().manual_seed(d_sae + k)
     x = whole_numbers(3, 512, generator=generator)
     W_enc, b_enc = whole_numbers(d_sae, 512, generator=generator).t(), torch.zeros(d_sae)
     for rule, extra in ((PerToken(k), {"boundary": True}), (Threshold(), {"theta": 20.0})):
-        ours = encode_select(x, W_enc, b_enc, rule, backend="cpu", **extra)
+        ours = encode_select(x, W_enc, b_enc, rule, backend=backend, **extra)
         assert_same(ours, encode_select(x, W_enc, b_enc, rule, backend="reference", **extra), exact=True)
 
 
+@each
 @pytest.mark.parametrize("order", ["rising", "falling", "equal"])
-def test_orders_that_fill_the_lists_most_and_least(order):
+def test_orders_that_fill_the_lists_most_and_least(backend, order):
     n = 3000
     b_enc = torch.arange(n, dtype=torch.float32) + 1
     b_enc = {"rising": b_enc, "falling": b_enc.flip(0), "equal": torch.ones(n)}[order]
     x, W_enc = torch.zeros(300, 2), torch.zeros(n, 2).t()
     for rule in (PerToken(5), PerToken(n), PerBatch(5)):
-        ours = encode_select(x, W_enc, b_enc, rule, backend="cpu", boundary=True)
+        ours = encode_select(x, W_enc, b_enc, rule, backend=backend, boundary=True)
         reference = encode_select(x, W_enc, b_enc, rule, backend="reference", boundary=True)
         assert_same(ours, reference, exact=True)
 
@@ -161,9 +169,10 @@ def oracle(z, rule, extra):
     return code.dense() != 0
 
 
+@each
 @settings(max_examples=80, deadline=None)
 @given(
-    cases(rows=st.sampled_from([1, 3, 260]), d_sae=st.sampled_from([1, 64, 100, 200])),
+    case=cases(rows=st.sampled_from([1, 3, 260]), d_sae=st.sampled_from([1, 64, 100, 200])),
     st.sampled_from(
         [PerToken(1), PerToken(7), PerToken(500), PerBatch(0.6), PerBatch(9), PerFeature(), Threshold()]
     ),
@@ -171,7 +180,7 @@ def oracle(z, rule, extra):
         st.tuples(st.sampled_from(["x", "W_enc", "b_enc"]), st.sampled_from(BROKEN)), min_size=1, max_size=4
     ),
 )
-def test_nan_ranks_first_and_is_kept(case, rule, breaks):
+def test_nan_ranks_first_and_is_kept(backend, case, rule, breaks):
     rows, d_in, d_sae, generator = case
     tensors = {
         name: whole_numbers(*shape, generator=generator)
@@ -187,12 +196,13 @@ def test_nan_ranks_first_and_is_kept(case, rule, breaks):
     double = {name: value.double() if value.is_floating_point() else value for name, value in extra.items()}
     expected = oracle(z, rule, double)
     for sort in (True, False) if isinstance(rule, PerToken) else (True,):
-        dense = encode_select(x, W_enc, b_enc, rule, backend="cpu", sort=sort, **extra).code.dense()
+        dense = encode_select(x, W_enc, b_enc, rule, backend=backend, sort=sort, **extra).code.dense()
         assert torch.equal(dense != 0, expected)
         torch.testing.assert_close(dense, z.where(expected, 0), equal_nan=True, rtol=0, atol=0)
 
 
-def test_only_nan_ends_and_keeps_the_budget():
+@each
+def test_only_nan_ends_and_keeps_the_budget(backend):
     x, W_enc, b_enc = torch.full((300, 4), torch.nan), torch.ones(4, 2100), torch.zeros(2100)
     for rule, extra, kept in (
         (PerToken(5), {}, 300 * 5),
@@ -200,26 +210,28 @@ def test_only_nan_ends_and_keeps_the_budget():
         (PerFeature(), {"budgets": torch.full((2100,), 2)}, 2100 * 2),
         (Threshold(), {"theta": 1.0}, 300 * 2100),
     ):
-        code = encode_select(x, W_enc, b_enc, rule, backend="cpu", **extra).code
+        code = encode_select(x, W_enc, b_enc, rule, backend=backend, **extra).code
         assert int(code.values.isnan().sum()) == kept
 
 
+@each
 @pytest.mark.parametrize("rule", [PerToken(5), PerBatch(5), PerFeature(), Threshold()], ids=str)
-def test_nothing_positive_keeps_nothing(rule):
+def test_nothing_positive_keeps_nothing(backend, rule):
     generator = torch.Generator().manual_seed(0)
     W_enc, x = whole_numbers(8, 1100, generator=generator), whole_numbers(300, 8, generator=generator)
     extra = {"budgets": torch.full((1100,), 3)} if isinstance(rule, PerFeature) else {}
     extra |= {"theta": -5.0} if isinstance(rule, Threshold) else {"boundary": True}
     for b_enc in (torch.full((1100,), -100.0), torch.full((1100,), -torch.inf)):
-        selection = encode_select(x, W_enc, b_enc, rule, backend="cpu", **extra)
+        selection = encode_select(x, W_enc, b_enc, rule, backend=backend, **extra)
         assert not selection.code.values.any()
         assert selection.boundary is None or not selection.boundary.any()
-    zero = encode_select(x, W_enc * 0, torch.zeros(1100), rule, backend="cpu", **extra)
+    zero = encode_select(x, W_enc * 0, torch.zeros(1100), rule, backend=backend, **extra)
     assert not zero.code.values.any()
 
 
+@each
 @pytest.mark.parametrize("rule", [PerToken(4), PerBatch(4), PerFeature(), Threshold()], ids=str)
-def test_any_memory_order_and_leaves_of_autograd(problem, rule):
+def test_any_memory_order_and_leaves_of_autograd(problem, rule, backend):
     p = problem(300, 9, 200, whole=True, dtype=torch.float32)
     extra = {"budgets": torch.full((200,), 3)} if isinstance(rule, PerFeature) else {}
     extra |= {"theta": torch.ones(200)} if isinstance(rule, Threshold) else {}
@@ -230,8 +242,8 @@ def test_any_memory_order_and_leaves_of_autograd(problem, rule):
     for x in (p.x, strided_x, p.x.t().contiguous().t(), p.x.clone().requires_grad_()):
         for W_enc in (p.W_enc, p.W_enc.contiguous(), strided_W, feature_major_like(p.W_enc).requires_grad_()):
             b_enc = p.b_enc.repeat_interleave(2)[::2].requires_grad_()
-            code = encode_select(x, W_enc, b_enc, rule, backend="cpu", **extra).code
+            code = encode_select(x, W_enc, b_enc, rule, backend=backend, **extra).code
             assert torch.equal(code.dense(), expected) and not code.values.requires_grad
-    ours = encode_select(one_row, p.W_enc, p.b_enc, rule, backend="cpu", **extra).code
+    ours = encode_select(one_row, p.W_enc, p.b_enc, rule, backend=backend, **extra).code
     reference = encode_select(one_row, p.W_enc, p.b_enc, rule, backend="reference", **extra).code
     assert torch.equal(ours.dense(), reference.dense())

@@ -194,6 +194,11 @@ def test_the_figure_holds_every_part(played):
     text = (played / "figure.html").read_text()
     for words in ("training step", "saelab-clip", "scaling with d_sae", "scaling with batch"):
         assert words in text
+    traces, _ = json.JSONDecoder().raw_decode(text[text.index("[", text.rindex("Plotly.newPlot")) :])
+    lines = [trace for trace in traces if trace["type"] == "scatter"]
+    colours = {(trace["name"], trace["line"]["color"]) for trace in lines}
+    assert len(colours) == len({name for name, _ in colours}) == len({colour for _, colour in colours}) == 7
+    assert [trace["name"] for trace in lines if trace["showlegend"]] == [trace["name"] for trace in lines[:7]]
 
 
 def test_saelab_bench_is_the_same_benchmark(capsys, tmp_path):

@@ -56,7 +56,7 @@ def spare(code: SparseCode) -> SparseCode:
 
 def used_dense(name: str):
     """Counts the calls of a dense product, wherever it is called from."""
-    module = stock_dense if name == "dense_decode" else stock_gradients
+    module = stock if name == "dense_decode" else stock_gradients
     return mock.patch.object(module, name, wraps=getattr(stock_dense, name))
 
 

@@ -9,7 +9,7 @@ from torch.nn.functional import embedding_bag
 
 from saelab_kernels.adam_state import AdamOptions, AdamState, Weights
 from saelab_kernels.backends.stock_adam import buffered_adam_step
-from saelab_kernels.backends.stock_dense import decode_by_rows
+from saelab_kernels.backends.stock_dense import decode_by_rows, dense_decode
 from saelab_kernels.backends.stock_gradients import stock_gradients, stock_pair_products
 from saelab_kernels.backends.stock_running import select_ragged
 from saelab_kernels.backends.stock_topk import select_per_token
@@ -32,7 +32,7 @@ class _Stock:
     def decode(
         self, code: SparseCode, W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"] | None
     ) -> Float[Tensor, "rows d_out"]:
-        out = decode_by_rows(code.trimmed(), W_dec, _sparse_decode)
+        out = decode_by_rows(code.trimmed(), W_dec, _sparse_decode, dense_decode)
         return out if b_dec is None else out.add_(b_dec)
 
     def decode_error(

@@ -45,18 +45,22 @@ def dense_rows(exact: SparseCode) -> Bool[Tensor, " rows"] | None:
     return mask if bool(mask.any()) else None
 
 
+Product = Callable[[SparseCode, Tensor], Tensor]
+"""Makes `code @ W_dec` of a code without spare capacity."""
+
+
 def decode_by_rows(
-    exact: SparseCode, W_dec: Float[Tensor, "d_sae d_out"], sparse: Callable[[SparseCode, Tensor], Tensor]
+    exact: SparseCode, W_dec: Float[Tensor, "d_sae d_out"], narrow: Product, wide: Product
 ) -> Float[Tensor, "rows d_out"]:
-    """`exact @ W_dec`: wide rows by `dense_decode`, the others by `sparse(code, W_dec)`."""
+    """`exact @ W_dec`: wide rows by one product, the others by the other one."""
     dense = dense_rows(exact)
     if dense is None:
-        return sparse(exact, W_dec)
+        return narrow(exact, W_dec)
     if bool(dense.all()):
-        return dense_decode(exact, W_dec)
+        return wide(exact, W_dec)
     out = W_dec.new_empty(exact.n_rows, W_dec.shape[1])
-    out[dense] = dense_decode(_rows_where(exact, dense), W_dec)
-    out[~dense] = sparse(_rows_where(exact, ~dense), W_dec)
+    out[dense] = wide(_rows_where(exact, dense), W_dec)
+    out[~dense] = narrow(_rows_where(exact, ~dense), W_dec)
     return out
 
 

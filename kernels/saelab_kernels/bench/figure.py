@@ -10,6 +10,14 @@ from typing import Any
 from saelab_kernels.bench.options import BenchError
 from saelab_kernels.bench.rounds import clocks
 
+BAR, LINES, GAP = 22, 320, 90
+"""Pixels: height of a bar with its name, of a panel of lines, and between panels."""
+MARGINS = {"t": 110, "b": 60}
+SCALING = "scaling with"
+"""Begins the titles of panels with lines, beside the first of which the legend stands."""
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#555555")
+"""Told apart also by most who see few colours (Okabe and Ito 2008); ours is the first."""
+
 
 def require_plotly(path: Path) -> None:
     """Refuse a figure that cannot be drawn here, before anything is measured (BenchError)."""
@@ -24,9 +32,16 @@ def draw(report: dict[str, Any], path: Path) -> None:
     """Write the figure; .html holds all that it needs."""
     make_subplots = import_module("plotly.subplots").make_subplots
     panels = _panels(report)
-    figure = make_subplots(rows=len(panels), cols=1, subplot_titles=[title for title, _, _ in panels])
+    heights = [_height(traces) for _, traces, _ in panels]
+    figure = make_subplots(
+        rows=len(panels),
+        cols=1,
+        subplot_titles=[title for title, _, _ in panels],
+        row_heights=heights,
+        vertical_spacing=GAP / (sum(heights) + GAP * (len(panels) - 1)),
+    )
     shown: set[str] = set()
-    for row, (_, traces, axes) in enumerate(panels, start=1):
+    for row, (title, traces, axes) in enumerate(panels, start=1):
         for trace in traces:
             name = trace.get("name", "")
             legend = trace["type"] == "scatter" and name not in shown
@@ -34,13 +49,21 @@ def draw(report: dict[str, Any], path: Path) -> None:
             figure.add_trace({**trace, "showlegend": legend}, row=row, col=1)
         figure.update_xaxes(axes["x"], row=row, col=1)
         figure.update_yaxes(axes["y"], row=row, col=1)
+        if title.startswith(SCALING) and figure.layout.legend.y is None:
+            figure.update_layout(legend={"y": next(figure.select_yaxes(row=row)).domain[1]})
     o = report["options"]
     title = f"d_in {o['d_in']}, d_sae {o['d_sae']:,}, k {o['k']}, batch {o['batch']:,}, {report['backend']}"
-    figure.update_layout(title=title, height=360 * len(panels) + 120, template="plotly_white")
+    height = sum(heights) + GAP * (len(panels) - 1) + sum(MARGINS.values())
+    figure.update_layout(title=title, height=height, margin=MARGINS, template="plotly_white")
     if path.suffix == ".html":
         figure.write_html(str(path), include_plotlyjs=True)
     else:
         figure.write_image(str(path))
+
+
+def _height(traces: list[dict[str, Any]]) -> int:
+    """Pixels: enough for a name beside every bar."""
+    return BAR * len(traces[0]["y"]) if traces[0]["type"] == "bar" else LINES
 
 
 Panel = tuple[str, list[dict[str, Any]], dict[str, dict[str, Any]]]
@@ -70,8 +93,13 @@ def _bars(title: str, values: dict[str, float], label: str) -> Panel:
         "y": list(values),
         "x": list(values.values()),
         "text": [f"{value:.2f}" for value in values.values()],
+        "marker": {"color": [COLOURS[0 if name.startswith("saelab") else -1] for name in values]},
     }
-    return title, [bars], {"x": {"title": label}, "y": {"autorange": "reversed"}}
+    return (
+        title,
+        [bars],
+        {"x": {"title": label}, "y": {"autorange": "reversed", "dtick": 1, "automargin": True}},
+    )
 
 
 def _lines(axis: str, records: list[dict[str, Any]], clock: str) -> Panel:
@@ -82,10 +110,12 @@ def _lines(axis: str, records: list[dict[str, Any]], clock: str) -> Panel:
             "mode": "lines+markers",
             "name": name,
             "legendgroup": name,
+            "line": {"color": COLOURS[at % len(COLOURS)]},
             "x": x,
             "y": [record["variants"][name][f"{clock}_ms"]["median"] for record in records],
         }
-        for name in records[0]["variants"]
+        for at, name in enumerate(records[0]["variants"])
     ]
-    axes = {"x": {"title": axis, "type": "log"}, "y": {"title": f"{clock} ms", "type": "log"}}
-    return f"scaling with {axis}", traces, axes
+    ticks = {"tickvals": x, "ticktext": [f"{value:,}" for value in x]}
+    axes = {"x": {"title": axis, "type": "log", **ticks}, "y": {"title": f"{clock} ms", "type": "log"}}
+    return f"{SCALING} {axis}", traces, axes

@@ -30,9 +30,9 @@ class BenchOptions:
     scaling: bool = False
     """Also time how operators and step grow with d_sae, k and batch."""
     device: str = "cpu"
-    """``cpu`` or ``cuda``."""
+    """``cpu`` or ``cuda``; on ``cuda`` the step is also timed as a CUDA graph."""
     backend: str | None = None
-    """Implementation of the operators; chosen by the device where not given."""
+    """Implementation of the operators; chosen by the device where not given. ``cpu`` is timed beside ``cpu-float32``."""
     threads: int | None = None
     """Processor threads of every variant; what torch takes where not given."""
     clip: float = 1.0
@@ -44,7 +44,8 @@ class BenchOptions:
     copy_mib: int = 256
     """Size of the copy that measures the memory's bandwidth, in MiB."""
     peer_python: Path | None = None
-    """Interpreter of an environment with sae-lens, eai-sparsify and dictionary-learning; they are timed beside."""
+    """Interpreter of an environment with sae-lens, eai-sparsify and dictionary-learning; they are timed beside.
+    Without it only the dense step of autograd is."""
     out: Path | None = None
     """Write everything measured to this file, as JSON."""
     figure: Path | None = None

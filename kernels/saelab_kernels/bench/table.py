@@ -90,9 +90,11 @@ def _steps(step: dict[str, Any], device: str) -> list[str]:
 
 
 def _peers(step: dict[str, Any], device: str) -> list[str]:
-    """A table for each clock: a library's time over that of each of our variants."""
+    """A table for each clock: a library's time over that of each of our variants, a row for each of its own."""
     shown = [
-        (library, which, one) for library, found in step["peers"].items() for which, one in found.items()
+        (library, ", ".join(which for which, other in found.items() if other == one), one)
+        for library, found in step["peers"].items()
+        for one in {each["variant"]: each for each in found.values()}.values()
     ]
     lines = []
     for clock in clocks(device) if shown else ():

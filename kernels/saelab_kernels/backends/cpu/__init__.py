@@ -10,6 +10,7 @@ from saelab_kernels.adam_state import AdamOptions, AdamState, Weights
 from saelab_kernels.backends.cpu.adam import adam_step
 from saelab_kernels.backends.cpu.collected import select_per_batch, select_threshold
 from saelab_kernels.backends.cpu.decode import decode, decode_error, pair_products
+from saelab_kernels.backends.cpu.dense import decode_wide
 from saelab_kernels.backends.cpu.gradients import code_gradients
 from saelab_kernels.backends.cpu.per_unit import (
     select_per_feature,
@@ -54,7 +55,7 @@ class _Cpu:
         exact = code.trimmed()
         if dense_rows(exact) is None:
             return decode(exact, W_dec, b_dec)
-        x_hat = decode_by_rows(exact, W_dec, lambda narrow, rows: decode(narrow, rows, None))
+        x_hat = decode_by_rows(exact, W_dec, lambda code, rows: decode(code, rows, None), decode_wide)
         return x_hat if b_dec is None else x_hat.add_(b_dec)
 
     def decode_error(

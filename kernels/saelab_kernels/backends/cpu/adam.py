@@ -33,7 +33,7 @@ def adam_step(
     """See `saelab_kernels.adam.SparseAdam.step`."""
     state.steps += 1
     scales = _Scales.at(float(state.steps), float(lr), options, weights.W_dec.dtype)
-    of_some = [term for term in terms if found_densely(term)]
+    of_some = [term for term in terms[1:] if found_densely(term)]
     entries = entries_of([term.among_all(weights.W_dec.shape[0]) for term in terms if term not in of_some])
     rows = feature_rows(of_some, weights)
     g_b_dec = _direct_bias_gradient(terms, weights)

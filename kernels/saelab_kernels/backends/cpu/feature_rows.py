@@ -1,4 +1,7 @@
-"""Gradients of some features that are found by dense products: AuxK, where each token keeps a large share of few."""
+"""Codes about some features of which each token keeps a large share (AuxK), through dense products.
+
+The dense matrix has at most 8 times as many numbers as the code has entries: that is what makes it dense.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ import numpy as np
 import torch
 
 from saelab_kernels.adam_state import Weights
+from saelab_kernels.backends.cpu.dense import dense
 from saelab_kernels.backends.cpu.tiles import numbers
 from saelab_kernels.backends.stock_dense import is_dense
-from saelab_kernels.backends.stock_gradients import stock_gradients
-from saelab_kernels.buffers import GradientBuffers, GradientTerm
+from saelab_kernels.buffers import GradientTerm
 
 
 class FeatureRows(NamedTuple):
@@ -37,18 +40,23 @@ def feature_rows(terms: Sequence[GradientTerm], weights: Weights) -> FeatureRows
     """The gradients of terms that are `found_densely`, of features that occur in several added."""
     if not terms:
         return FeatureRows(None, None, None, None)
-    d_sae, (d_in, d_out) = weights.W_dec.shape[0], (weights.W_enc.shape[0], weights.W_dec.shape[1])
     named = torch.cat([term.features for term in terms if term.features is not None]).unique()
-    row_of = torch.full((d_sae,), -1, dtype=torch.int32)
+    row_of = torch.full((weights.W_dec.shape[0],), -1, dtype=torch.int32)
     row_of[named] = torch.arange(len(named), dtype=torch.int32)
-    total = GradientBuffers.for_shapes(d_in, len(named), d_out, dtype=weights.W_dec.dtype)
+    new = weights.W_dec.new_zeros
+    W_dec = new(len(named), weights.W_dec.shape[1])
+    W_enc, b_enc = new(len(named), weights.W_enc.shape[0]), new(len(named))
     for term in terms:
         assert term.features is not None
-        directions = weights.W_dec.detach().index_select(0, term.features)
-        part = GradientBuffers.for_shapes(d_in, len(term.features), d_out, dtype=weights.W_dec.dtype)
-        stock_gradients(term, directions, part, False, "both")
+        values = dense(term.code)
+        dz = torch.zeros_like(values)
         places = row_of[term.features].long()
-        total.W_dec.index_add_(0, places, part.W_dec)
-        total.W_enc.t().index_add_(0, places, part.W_enc.t())
-        total.b_enc.index_add_(0, places, part.b_enc)
-    return FeatureRows(numbers(row_of), numbers(total.W_dec), numbers(total.W_enc.t()), numbers(total.b_enc))
+        if term.g_out is not None:
+            W_dec.index_add_(0, places, values.t() @ term.g_out)
+            torch.mm(term.g_out, weights.W_dec.detach().index_select(0, term.features).t(), out=dz)
+        if term.g_values is not None:
+            dz += dense(term.code.with_values(term.g_values))
+        dz.masked_fill_((values > 0).logical_not_(), 0)
+        W_enc.index_add_(0, places, dz.t() @ term.x)
+        b_enc.index_add_(0, places, dz.sum(dim=0))
+    return FeatureRows(numbers(row_of), numbers(W_dec), numbers(W_enc), numbers(b_enc))

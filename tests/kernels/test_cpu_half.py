@@ -16,7 +16,7 @@ from saelab_kernels.select import encode_select
 def _always(monkeypatch):
     """Whatever the processor, and among however few columns."""
     always = lambda x, n_columns, k: x.dtype == torch.float32 and n_columns > 0  # noqa: E731
-    monkeypatch.setattr("saelab_kernels.backends.cpu.per_unit.pays", always)
+    monkeypatch.setattr("saelab_kernels.backends.cpu.per_token.pays", always)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def failures(monkeypatch):
         found.append(int(result[3].sum()))
         return result
 
-    monkeypatch.setattr("saelab_kernels.backends.cpu.per_unit.largest_by_halves", counting)
+    monkeypatch.setattr("saelab_kernels.backends.cpu.per_token.largest_by_halves", counting)
     return found
 
 

@@ -32,7 +32,8 @@ class BenchOptions:
     device: str = "cpu"
     """``cpu`` or ``cuda``; on ``cuda`` the step is also timed as a CUDA graph."""
     backend: str | None = None
-    """Implementation of the operators; chosen by the device where not given. ``cpu`` is timed beside ``cpu-float32``."""
+    """Implementation of the operators; chosen by the device where not given.
+    Beside ``cpu``, ``cpu-float32`` is timed."""
     threads: int | None = None
     """Processor threads of every variant; what torch takes where not given."""
     clip: float = 1.0

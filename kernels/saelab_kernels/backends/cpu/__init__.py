@@ -12,11 +12,8 @@ from saelab_kernels.backends.cpu.collected import select_per_batch, select_thres
 from saelab_kernels.backends.cpu.decode import decode, decode_error, pair_products
 from saelab_kernels.backends.cpu.dense import decode_wide
 from saelab_kernels.backends.cpu.gradients import code_gradients
-from saelab_kernels.backends.cpu.per_unit import (
-    select_per_feature,
-    select_per_token,
-    select_scored_per_token,
-)
+from saelab_kernels.backends.cpu.per_feature import select_per_feature
+from saelab_kernels.backends.cpu.per_token import select_per_token, select_scored_per_token
 from saelab_kernels.backends.stock_adam import buffered_adam_step
 from saelab_kernels.backends.stock_dense import decode_by_rows, dense_rows, is_dense
 from saelab_kernels.backends.stock_gradients import stock_gradients

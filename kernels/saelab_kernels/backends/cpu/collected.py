@@ -16,7 +16,7 @@ import torch
 
 from saelab_kernels.backends.cpu.compiled import loop
 from saelab_kernels.backends.cpu.lanes import LANES, above_mask, lowest_bit
-from saelab_kernels.backends.cpu.largest import kth_largest_bits
+from saelab_kernels.backends.cpu.largest import infinity_bits, kth_largest_bits
 from saelab_kernels.backends.cpu.ragged import code_from_pairs, row_major_order
 from saelab_kernels.backends.cpu.tiles import BITS, TILE_ROWS, numbers, product_tiles, staged, tile_columns
 from saelab_kernels.backends.cpu.workers import run_blocks
@@ -74,6 +74,13 @@ class _Pairs:
     def where(self, chosen: np.ndarray | slice) -> _Pairs:
         return _Pairs(self.scores[chosen], self.rows[chosen], self.columns[chosen])
 
+    def write(self, first: _Pairs) -> None:
+        """Overwrites the first pairs."""
+        for mine, new in zip(
+            (self.scores, self.rows, self.columns), (first.scores, first.rows, first.columns), strict=True
+        ):
+            mine[: new.shape[0]] = new
+
     def with_room(self, count: int, more: int) -> _Pairs:
         """The first `count` pairs with room for `more`; moved to a larger place where there is none."""
         if count + more <= self.scores.shape[0]:
@@ -120,9 +127,22 @@ class _RisingLimit:
         bits = pairs.scores.view(self._bits.dtype)
         smallest = kth_largest_bits(bits, count, self.quota)
         with self._lock:
-            # What equals the smallest may still be kept, so the limit stays just below it.
-            self._bits[0] = max(self._bits[0], smallest - 1, 0)
-        return _keep_from(bits, pairs.scores, pairs.rows, pairs.columns, count, smallest)
+            # What equals the smallest may still be kept, so the limit stays just below it. Where it is NaN the
+            # limit is infinity, above which only NaN is left.
+            self._bits[0] = max(self._bits[0], min(smallest - 1, infinity_bits(bits)), 0)
+        count = _keep_from(bits, pairs.scores, pairs.rows, pairs.columns, count, smallest)
+        if count <= 2 * self.quota:
+            return count
+        # Masses of equal scores: of those that a thread has seen only the first in row-major order can be kept.
+        order = row_major_order(pairs.rows[:count] - self._first_row(pairs, count), TILE_ROWS)
+        kept, _ = _largest_pairs(pairs.where(order), self.quota)
+        pairs.write(kept)
+        return self.quota
+
+    @staticmethod
+    def _first_row(pairs: _Pairs, count: int) -> int:
+        """First row of the block that these pairs are of."""
+        return int(pairs.rows[:count].min()) // TILE_ROWS * TILE_ROWS
 
 
 def _collect(request: SelectRequest, limit: _FixedLimit | _RisingLimit) -> _Pairs:

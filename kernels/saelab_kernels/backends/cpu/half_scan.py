@@ -143,21 +143,32 @@ def keep_possible(lows, bits, columns, norms, n, k, error, slack):
 
 
 @loop
-def score_again(x, weights, bias, budgets, values, bits, columns, counts, norms, errors, slack):
-    """Replaces the lower ends in the lists of a tile's rows by scores in float32; those not above 0 are dropped.
+def keep_candidates(budgets, lows, bits, columns, counts, norms, errors, slack):
+    """Cuts each list of `scan_half_tile` once more to what can still be among the largest."""
+    for r in range(lows.shape[0]):
+        if counts[r] > budgets[r]:
+            counts[r], _ = keep_possible(
+                lows[r], bits[r], columns[r], norms, counts[r], budgets[r], errors[r], slack
+            )
+
+
+@loop
+def score_again(x, weights, bias, values, bits, columns, counts):
+    """Replaces what stands in the lists by scores in float32; those not above 0 are dropped.
 
     Args:
-        x: float32 `[rows, d]`, not centred; weights: `[all columns, d]`; bias: `[all columns]`.
-        The rest is what `scan_half_tile` filled.
+        x: float32 `[rows, d]`, not centred.
+        weights: `[all columns, d]`.
+        bias: `[all columns]`.
+        values, bits, columns: `[rows, places]` lists; `bits` is the same memory as `values`.
+        counts: `[rows]`; length of each list.
     """
     positive = np.iinfo(bits.dtype).max
     for r in range(x.shape[0]):
-        count, k = counts[r], budgets[r]
+        count = counts[r]
         value_list, column_list = values[r], columns[r]
-        if count > k:
-            count, _ = keep_possible(value_list, bits[r], column_list, norms, count, k, errors[r], slack)
         kept = 0
-        for begin in range(0, max(count, 0), 4):
+        for begin in range(0, count, 4):
             c0 = column_list[begin]
             c1 = column_list[min(begin + 1, count - 1)]
             c2 = column_list[min(begin + 2, count - 1)]
@@ -170,7 +181,7 @@ def score_again(x, weights, bias, budgets, values, bits, columns, counts, norms,
                 bits[r, kept] &= positive  # a NaN may have a sign, which must not order it
                 column_list[kept] = column
                 kept += not (z + bias[column] <= 0)
-        counts[r] = kept if count != FAILED else FAILED
+        counts[r] = kept
 
 
 @sums

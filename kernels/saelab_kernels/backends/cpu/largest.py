@@ -49,6 +49,17 @@ def kth_largest_bits(bits, n, k):
 
 
 @loop
+def infinity_bits(bits):
+    """The bits of infinity in the type whose numbers `bits` are."""
+    one = np.empty(1, bits.dtype)
+    if bits.itemsize == 4:
+        one.view(np.float32)[0] = np.inf
+    else:
+        one.view(np.float64)[0] = np.inf
+    return one[0]
+
+
+@loop
 def keep_largest(values, bits, columns, n, k):
     """Keeps the k largest of n > k candidates in place and in their order, of equal ones the earlier.
 
@@ -106,6 +117,7 @@ def scan_tile(tile, offsets, row_offsets, first, budgets, values, bits, columns,
     whole = n // LANES * LANES
     places = values.shape[1]
     positive = np.iinfo(bits.dtype).max
+    infinite = infinity_bits(bits)
     maxima = np.empty(n, values.dtype)
     maxima_bits = maxima.view(bits.dtype)
     for r in range(rows):
@@ -139,7 +151,8 @@ def scan_tile(tile, offsets, row_offsets, first, budgets, values, bits, columns,
                 column_list[count] = first + j
                 count += not (score <= limit)
                 if count == places:
-                    limit_bits[r] = keep_largest(value_list, bit_list, column_list, count, k)
+                    # A limit that is NaN would let everything pass; above infinity only NaN is left.
+                    limit_bits[r] = min(keep_largest(value_list, bit_list, column_list, count, k), infinite)
                     limit, count = limits[r], k
         counts[r] = count
 

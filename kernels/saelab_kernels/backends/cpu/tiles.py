@@ -70,10 +70,17 @@ def workspace(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 class Lists:
-    """The candidate lists of the rows of one tile, in the calling thread's memory."""
+    """The candidate lists of the rows of one tile, in the calling thread's memory.
 
-    def __init__(self, height: int, largest_budget: int, dtype: torch.dtype) -> None:
-        places = LIST_FACTOR * largest_budget + LIST_EXTRA
+    Args:
+        height: Rows.
+        largest_budget: Most numbers wanted of a row.
+        n: Numbers of a row.
+        dtype: Their type.
+    """
+
+    def __init__(self, height: int, largest_budget: int, n: int, dtype: torch.dtype) -> None:
+        places = min(LIST_FACTOR * largest_budget + LIST_EXTRA, n + 1)
         self.values = numbers(workspace("values", (height, places), dtype))
         self.bits = self.values.view(BITS[dtype])
         self.columns = numbers(workspace("columns", (height, places), torch.int32))

@@ -11,19 +11,19 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
 _lock = threading.Lock()
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
-"""By process and number of threads: a forked child must not wait for threads that only its parent has."""
+_pools: dict[int, ThreadPoolExecutor] = {}
+"""By number of threads."""
 
 
 def run_blocks(task: Callable[[int], None], blocks: int) -> None:
     """Call `task(0)` to `task(blocks - 1)`, in any order, on as many threads as torch may use.
 
-    The first exception of a task is raised here, after the others have ended.
+    An exception of a task is raised here, after the others have ended; blocks that nobody had begun are left out.
     """
     threads = min(torch.get_num_threads(), blocks)
     if threads <= 1:
@@ -31,23 +31,40 @@ def run_blocks(task: Callable[[int], None], blocks: int) -> None:
             task(block)
         return
     queue = itertools.count()
+    failed = threading.Event()
 
     def work() -> None:
         with torch.no_grad():
-            while (block := next(queue)) < blocks:
-                task(block)
+            while not failed.is_set() and (block := next(queue)) < blocks:
+                try:
+                    task(block)
+                except BaseException:
+                    failed.set()
+                    raise
 
     pool = _pool(torch.get_num_threads())
-    for running in [pool.submit(work) for _ in range(threads)]:
-        running.result()
+    running = [pool.submit(work) for _ in range(threads)]
+    wait(running)  # nothing may still write into memory that the caller takes back
+    for one in running:
+        one.result()
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    key = (os.getpid(), threads)
     with _lock:
-        if key not in _pools:
-            _pools[key] = _start(threads)
-        return _pools[key]
+        if threads not in _pools:
+            _pools[threads] = _start(threads)
+        return _pools[threads]
+
+
+def _forget_pools() -> None:
+    """In a forked child: the threads are its parent's, and so may be whoever held the lock."""
+    global _lock
+    _lock = threading.Lock()
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pools)
 
 
 def _start(threads: int) -> ThreadPoolExecutor:

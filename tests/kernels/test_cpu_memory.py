@@ -112,4 +112,4 @@ def test_threads_keep_a_tile_and_its_lists(problem, backend, k):
     rows = 512
     lists = 8 * rows * min(6 * (k + 1) + 96, D_SAE + 1)
     held = sum(tensor.numel() * tensor.element_size() for tensor in tiles._memory.held.values())
-    assert 0 < held <= 4 * rows * (tiles.tile_columns(D) + 2 * D + 8) + lists
+    assert 0 < held <= 4 * rows * (tiles.TILE_COLUMNS + 2 * D + 8) + lists

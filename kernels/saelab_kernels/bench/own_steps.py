@@ -11,7 +11,6 @@ from saelab_kernels.adam import SparseAdam
 from saelab_kernels.adam_state import AdamOptions, Weights
 from saelab_kernels.backends.stock_adam import normalise_rows, project_out_rows
 from saelab_kernels.buffers import GradientTerm
-from saelab_kernels.code import SparseCode
 from saelab_kernels.decode import decode_error
 from saelab_kernels.rules import PerToken
 from saelab_kernels.select import encode_select
@@ -58,7 +57,9 @@ class SparseStep:
     def __call__(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
         weights, options = self._weights, self._options
         centred = x - weights.b_dec
-        code = self._select(centred, options.k)
+        rule = PerToken(options.k)
+        found = encode_select(centred, weights.W_enc, weights.b_enc, rule, sort=False, backend=self._backend)
+        code = found.code
         error, squares = decode_error(code, weights.W_dec, weights.b_dec, x, self._backend)
         # What AuxK needs of the error comes first: the error then becomes the gradient in place.
         aux = [] if options.dead is None else [self._aux_term(centred, error, options.dead)]
@@ -69,19 +70,15 @@ class SparseStep:
         """All tensors that a step changes in place."""
         return [*self._weights.named().values(), *self._adam.state_tensors().values()]
 
-    def _select(self, x: Tensor, k: int, columns: Tensor | None = None) -> SparseCode:
-        W_enc, b_enc = self._weights.W_enc, self._weights.b_enc
-        found = encode_select(
-            x, W_enc, b_enc, PerToken(k), columns=columns, sort=False, backend=self._backend
-        )
-        return found.code
-
     def _aux_term(self, x: Tensor, error: Tensor, dead: Tensor) -> GradientTerm:
         """The part of the loss in which dead features reconstruct what is missing, `-error`."""
-        code = self._select(x, self._options.aux_k, dead)
-        aux_error, _ = decode_error(code, self._weights.W_dec, None, -error, self._backend)
+        weights, rule = self._weights, PerToken(self._options.aux_k)
+        W_enc, b_enc = weights.W_enc.t().index_select(0, dead).t(), weights.b_enc[dead]
+        code = encode_select(x, W_enc, b_enc, rule, sort=False, backend=self._backend).code
+        W_dec = weights.W_dec.index_select(0, dead)
+        aux_error, _ = decode_error(code, W_dec, None, -error, self._backend)
         factor = 2 * self._options.aux_coefficient / len(x)
-        return GradientTerm(code, x, aux_error.mul_(factor), adds_b_dec=False)
+        return GradientTerm(code, x, aux_error.mul_(factor), adds_b_dec=False, features=dead)
 
 
 def captured_step(W_dec: Float[Tensor, "d_sae d_in"], options: StepOptions, batch: int) -> StepFunction:

@@ -18,7 +18,7 @@ from saelab_kernels.backends.cpu.compiled import loop
 from saelab_kernels.backends.cpu.lanes import LANES, above_mask, lowest_bit
 from saelab_kernels.backends.cpu.largest import infinity_bits, kth_largest_bits
 from saelab_kernels.backends.cpu.ragged import code_from_pairs, row_major_order
-from saelab_kernels.backends.cpu.tiles import BITS, TILE_ROWS, numbers, product_tiles, staged, tile_columns
+from saelab_kernels.backends.cpu.tiles import BITS, TILE_COLUMNS, TILE_ROWS, numbers, product_tiles, staged
 from saelab_kernels.backends.cpu.workers import run_blocks
 from saelab_kernels.request import Selection, SelectRequest
 from saelab_kernels.rules import PerBatch
@@ -152,7 +152,7 @@ def _collect(request: SelectRequest, limit: _FixedLimit | _RisingLimit) -> _Pair
     offsets = numbers(request.of_columns(request.b_enc).contiguous())
     blocks = -(-rows // TILE_ROWS)
     found: list[_Pairs] = [_Pairs.none(request)] * blocks
-    room = TILE_ROWS * tile_columns(x.shape[1])
+    room = TILE_ROWS * TILE_COLUMNS
 
     def block(index: int) -> None:
         start = index * TILE_ROWS

@@ -12,11 +12,12 @@ from saelab_kernels.backends.cpu.largest import LIST_EXTRA, LIST_FACTOR
 from saelab_kernels.shapes import Float, Tensor
 
 TILE_ROWS = 256
-"""Rows of every product, the last ones padded: a row's result is then the same bits in any batch. Measured: 512 rows
-gain 1 to 4 % at d_in 768 and nothing at 256, and a call with one row pays for a whole tile."""
-TILE_COLUMNS_NARROW, TILE_COLUMNS_WIDE, WIDE_FROM = 1024, 2048, 512
-"""Columns of a product below and from d_in 512 on. Measured at d_in 256: 1.20 products for encoding and selecting with
-1,024 columns, 1.25 with 2,048; at 768: 1.08 and 1.04."""
+"""Rows of every product, the last ones padded: a row's result is then the same bits in any batch. Measured (two
+threads, encoding and selecting in encoder products): 512 rows gain 2 % at d_in 768 and nothing at 256, 128 rows
+lose 10 and 7 %, and a call with one row pays for a whole tile."""
+TILE_COLUMNS = 2048
+"""Columns of a product. Measured alike: 1.10 products at d_in 256 and 1.14 at 768; with 1,024 columns 1.16 and 1.16,
+with 512 columns 1.22 and 1.22."""
 
 BITS = {torch.float32: np.int32, torch.float64: np.int64}
 """Integers of the width of each floating point type that the kernels take."""
@@ -24,16 +25,11 @@ BITS = {torch.float32: np.int32, torch.float64: np.int64}
 _memory = threading.local()
 
 
-def tile_columns(d_in: int) -> int:
-    """Columns of a tile."""
-    return TILE_COLUMNS_WIDE if d_in >= WIDE_FROM else TILE_COLUMNS_NARROW
-
-
 def product_tiles(
     stage: Float[Tensor, "height d_in"], rows: Float[Tensor, "n d_in"]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """`stage @ rows.T` tile by tile: the first column's number and `[height, columns]`, overwritten by the next."""
-    width = tile_columns(rows.shape[1])
+    width = TILE_COLUMNS
     whole = workspace("product", (stage.shape[0] * width,), rows.dtype)
     for first in range(0, rows.shape[0], width):
         part = rows[first : first + width]

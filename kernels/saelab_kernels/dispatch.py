@@ -69,7 +69,7 @@ def get_backend(name: str | None, beside: Tensor) -> Backend:
 @cache
 def _runs_here(name: str) -> bool:
     if name.startswith("cpu"):
-        return find_spec("numba") is not None
+        return find_spec("numba") is not None and find_spec("numpy") is not None
     if name == "triton":
         # The interpreter, for tests, runs Triton's kernels on the processor.
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -69,9 +69,13 @@ def test_selection_of_very_different_budgets(problem, backend):
 
 @each
 def test_a_quota_among_equal_scores(problem, backend):
+    """All pairs tie: a thread holds those of one tile (2 MB of scores) some times over, not those of all tiles."""
     p = problem(ROWS, D, D_SAE, dtype=torch.float32)
     same = (p.x * 0, p.W_enc, torch.ones(D_SAE))
-    assert largest(lambda: encode_select(*same, PerBatch(K), backend=backend)) < DENSE / 2
+    assert (
+        largest(lambda: encode_select(*same, PerBatch(K), backend=backend))
+        < 24 * 4 * tiles.TILE_ROWS * tiles.TILE_COLUMNS
+    )
 
 
 @each

@@ -157,7 +157,7 @@ def _collect(request: SelectRequest, limit: _FixedLimit | _RisingLimit) -> _Pair
     def block(index: int) -> None:
         start = index * TILE_ROWS
         height = min(TILE_ROWS, rows - start)
-        pairs, count = _Pairs.empty(2 * room, offsets.dtype), 0
+        pairs, count = _Pairs.empty(room, offsets.dtype), 0
         for first, tile in product_tiles(staged(x, start), features):
             pairs = pairs.with_room(count, room)
             held = (pairs.scores, pairs.scores.view(BITS[x.dtype]), pairs.rows, pairs.columns)

@@ -15,6 +15,11 @@ from saelab_kernels.shapes import Tensor
 OVERRIDE = "SAELAB_KERNELS"
 """Environment variable that names the backend behind `backend=None`."""
 
+
+class BackendError(ValueError):
+    """A backend was asked for that this machine does not have."""
+
+
 _MODULES = {
     "torch": ("saelab_kernels.backends.stock", "BACKEND"),
     "cpu": ("saelab_kernels.backends.cpu", "BACKEND"),
@@ -37,12 +42,12 @@ def choose_backend(device: torch.device | str) -> str:
     installed; "torch" otherwise.
 
     Raises:
-        ValueError: the variable names a backend that this machine does not have.
+        BackendError: the variable names a backend that this machine does not have.
     """
     named = os.environ.get(OVERRIDE)
     if named:
         if named not in available_backends():
-            raise ValueError(f"{OVERRIDE}={named}: available here: {', '.join(available_backends())}")
+            raise BackendError(f"{OVERRIDE}={named}: available here: {', '.join(available_backends())}")
         return named
     fused = {"cuda": "triton", "cpu": "cpu"}.get(torch.device(device).type)
     return fused if fused is not None and _runs_here(fused) else "torch"
@@ -52,13 +57,13 @@ def get_backend(name: str | None, beside: Tensor) -> Backend:
     """The backend called `name`, or the one for the device of the tensor `beside`.
 
     Raises:
-        ValueError: there is no backend of this name here.
+        BackendError: there is no backend of this name here.
     """
     name = choose_backend(beside.device) if name is None else name
     if name not in _MODULES:
-        raise ValueError(f"unknown backend {name!r}; available: {', '.join(available_backends())}")
+        raise BackendError(f"unknown backend {name!r}; available: {', '.join(available_backends())}")
     if not _runs_here(name):
-        raise ValueError(
+        raise BackendError(
             f"backend {name!r} cannot run here (cpu needs numba, triton needs Triton with a GPU); "
             f"available: {', '.join(available_backends())}"
         )

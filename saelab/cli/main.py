@@ -68,6 +68,8 @@ def run(arguments: list[str]) -> int:
         where = f" {error.filename}" if error.filename else ""
         return _fail(command, f"cannot use{where}: {error.strerror or error}", EXIT_FAILED, rest)
     except Exception as error:
+        if type(error).__name__ == "BackendError":  # by name: its module would load torch for any other error
+            return _fail(command, str(error), EXIT_USAGE, rest)
         text = f"unexpected {type(error).__name__}: {error}; run it with --debug for the trace"
         return _fail(command, text, EXIT_FAILED, rest)
 

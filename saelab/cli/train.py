@@ -70,7 +70,7 @@ class Options(HarvestOptions, Common):
     log: tuple[str, ...] = ()
     """Also log to ``wandb`` (offline, unless WANDB_MODE says otherwise) or ``tensorboard``; metrics.jsonl always is."""
     resume: Literal["exact", "plain"] = "exact"
-    """Refuse, or allow, to go on with another thread count than before."""
+    """Refuse, or allow, to go on with other threads or kernels than before."""
     skip_nonfinite: bool = False
     """Leave out batches with NaN or inf instead of stopping."""
     sae_device: str | None = None

@@ -15,6 +15,7 @@ from saelab.training.config import train_config_from_json
 from saelab.training.passes import HowToTrain
 from saelab.training.single import train_run
 from saelab.training.warm_start import open_warm_start
+from saelab_kernels.dispatch import BackendError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--store", type=Path, required=True, help="activation store")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument(
-        "--resume", choices=("exact", "plain"), default="exact", help="with another thread count"
+        "--resume", choices=("exact", "plain"), default="exact", help="with other threads or kernels"
     )
     parser.add_argument(
         "--init-from", type=Path, help="run or SAE to start from, where the configuration names one"
@@ -40,6 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
+    except BackendError as error:
+        sys.stderr.write(f"saelab.training: {error}\n")
+        sys.exit(2)
     except SaelabError as error:
         sys.stderr.write(f"saelab.training: {error}\n")
         sys.exit(2 if isinstance(error, UsageError) else 130 if isinstance(error, Interrupted) else 1)

@@ -59,7 +59,14 @@ class TrainPlan:
 def cost_of(config: TrainConfig, d_in: int) -> MemberCost:
     """Compute what one SAE needs."""
     parameters = 2 * d_in * config.width + config.width + d_in
-    footprint = training_footprint(d_in, config.width, config.batch, config.device)
+    footprint = training_footprint(
+        d_in,
+        config.width,
+        config.batch,
+        config.device,
+        k=config.recipe.to_json().get("k", 0),
+        aux_k=(config.dead.aux_k or max(1, d_in // 2)) if config.dead.coefficient else 0,
+    )
     written_aside = d_in * config.width  # a row-major copy while a checkpoint is written
     return MemberCost(
         parameters=parameters,

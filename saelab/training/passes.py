@@ -33,6 +33,7 @@ from saelab.training.member import METRICS, Member, make_member
 from saelab.training.run import CONFIG
 from saelab.training.warm_start import WarmStart
 from saelab_kernels.dispatch import choose_backend
+from saelab_kernels.warm_up import is_cold, warm_up
 
 ENVIRONMENT, TIMING = "environment.json", "timing.jsonl"
 
@@ -165,6 +166,10 @@ def _train(training: TrainingPass, how: HowToTrain) -> None:
     config = training.config
     if training.step == config.steps or not training.members:
         return
+    if is_cold(config.device):
+        with Progress("compiling the kernels, once on this machine", 1, "steps", quiet=how.quiet) as progress:
+            warm_up(config.device)
+            progress.advance(1)
     done, total = training.step * config.batch, config.steps * config.batch
     with Progress(_label(training.members), total, "tokens", done=done, quiet=how.quiet) as progress:
         try:

@@ -131,3 +131,27 @@ def test_a_row_has_the_same_bits_in_any_batch():
     for rows in (slice(0, 1), slice(300, 333), slice(511, 700)):
         part = encode_select(x[rows], W_enc, b_enc, PerToken(9), backend="cpu").code
         assert torch.equal(part.values, whole.values[rows]) and torch.equal(part.columns, whole.columns[rows])
+
+
+@pytest.mark.parametrize("exponent", [0, -60, -76, -100])
+def test_numbers_whose_squares_are_lost_are_selected_otherwise(exponent):
+    """Rounding takes nearly all of this feature's score; the norms that say so are lost in float32 from 2^-76 on."""
+    d_in, n = 768, 3000
+    signs = torch.ones(d_in)
+    signs[d_in // 2 :] = -1
+    x = torch.where(signs > 0, 1 + 2**-8 * 0.999, 1 + 2**-8 * 1.001)
+    W_dec = torch.zeros(n, d_in)
+    W_dec[0] = signs
+    W_dec[0, 0] += 1
+    W_dec[1:, 1] = 0.25 * torch.rand(n - 1, generator=torch.Generator().manual_seed(0))
+    batch = torch.stack([x, -x]) * 2.0**exponent
+    code = encode_select(batch, W_dec.t(), torch.zeros(n), PerToken(4), backend="cpu").code
+    reference = encode_select(batch, W_dec.t(), torch.zeros(n), PerToken(4), backend="reference").code
+    assert torch.equal(code.columns[0], reference.columns[0])
+
+
+def test_a_feature_that_is_switched_off_costs_nothing(failures):
+    x, W_enc, b_enc = draw(1, 300, 64), draw(2, 2000, 64).t(), torch.zeros(2000)
+    b_enc[7], b_enc[9] = -1e9, -torch.inf
+    assert_same(x, W_enc, b_enc, PerToken(16))
+    assert failures == [0]

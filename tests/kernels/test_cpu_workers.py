@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from saelab_kernels.backends.cpu import workers
 from saelab_kernels.backends.cpu.workers import run_blocks
 from saelab_kernels.rules import PerBatch, PerToken
 from saelab_kernels.select import encode_select
@@ -159,3 +160,34 @@ def test_weights_that_require_gradients_in_workers(problem):
     expected = encode_select(*p.weights, PerToken(8), backend="cpu").code.values
     leaves = [tensor.detach().requires_grad_() for tensor in p.weights]
     assert torch.equal(encode_select(*leaves, PerToken(8), backend="cpu").code.values, expected)
+
+
+def test_a_stop_while_waiting_ends_the_blocks_that_run_before_it_is_raised(monkeypatch):
+    """Ctrl-C: nothing may write into the weights after the caller has gone on."""
+    running, release = threading.Event(), threading.Event()
+    done: list[int] = []
+    inner = workers.wait
+
+    def interrupted_once(futures):
+        monkeypatch.setattr(workers, "wait", inner)
+        running.wait()
+        release.set()
+        raise KeyboardInterrupt
+
+    def task(block):
+        running.set()
+        release.wait()
+        done.append(block)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(workers, "wait", interrupted_once)
+        with pytest.raises(KeyboardInterrupt):
+            workers.run_blocks(task, 100)
+        seen = len(done)
+        assert 1 <= seen < 100
+        workers.run_blocks(lambda block: None, 4)
+        assert len(done) == seen
+    finally:
+        torch.set_num_threads(threads)

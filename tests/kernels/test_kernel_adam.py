@@ -172,3 +172,23 @@ def test_what_does_not_fit_is_refused(problem, backend):
             AdamOptions(**wrong)
     with pytest.raises(ValueError, match="feature-major"):
         Weights(torch.zeros(3, 5), torch.zeros(5), torch.zeros(5, 3), torch.zeros(3))
+
+
+@each_backend
+def test_padding_has_no_gradient_also_among_some_features(problem, backend):
+    """An L1 penalty gives padding entries (value 0, column 0) a direct gradient, which column 0 must not get."""
+    p = problem(30, 6, 24, 6)
+    some = torch.tensor([0, 3, 5, 9])
+    values = torch.rand(30, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values[:, 2] = 0
+    columns = torch.tensor([0, 2, 0], dtype=torch.int32).expand(30, 3).contiguous()
+    code = SparseCode(values, columns, 4)
+    main = encode_select(p.x, p.W_enc, p.b_enc, PerToken(2), backend=backend).code
+    norms = []
+    for name in (backend, "reference"):
+        terms = [
+            GradientTerm(main, p.x, p.target),
+            GradientTerm(code, p.x, p.target, torch.ones_like(values), features=some),
+        ]
+        norms.append(SparseAdam(make_weights(p), AdamOptions(), name).step(terms, 0.01))
+    torch.testing.assert_close(norms[0], norms[1])

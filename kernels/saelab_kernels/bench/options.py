@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -82,3 +83,5 @@ class BenchOptions:
         for path in (self.out, self.figure):
             if path is not None and not path.parent.is_dir():
                 raise BenchError(f"{path}: there is no folder {path.parent}")
+            if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
+                raise BenchError(f"{path} cannot be written")

@@ -27,7 +27,7 @@ from saelab_kernels.shapes import Tensor
 
 
 class _Cpu:
-    """float32 and float64. No tensor of `rows * d_sae` or `nnz * d` elements exists at any time.
+    """float32 and float64. No tensor of `rows * d_sae` or `nnz * d` elements exists; AuxK's have 8 numbers an entry.
 
     Args:
         halves: Select by products in bfloat16, to the float32 result, where the processor is fast at them.

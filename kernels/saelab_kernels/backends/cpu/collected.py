@@ -46,7 +46,8 @@ def select_threshold(request: SelectRequest) -> Selection:
     band = None
     if request.band:
         # Collected a little too generously: the comparison that counts is the one with theta itself.
-        near = _collect(request, _FixedLimit(theta - theta.dtype.type(request.band)))
+        below = np.nextafter(theta - theta.dtype.type(request.band), theta.dtype.type(-np.inf))
+        near = _collect(request, _FixedLimit(below))
         inside = np.abs(near.scores - theta[near.columns]) < theta.dtype.type(request.band / 2)
         band = near.where(inside)
     return Selection(

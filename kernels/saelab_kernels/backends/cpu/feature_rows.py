@@ -55,7 +55,8 @@ def feature_rows(terms: Sequence[GradientTerm], weights: Weights) -> FeatureRows
             W_dec.index_add_(0, places, values.t() @ term.g_out)
             torch.mm(term.g_out, weights.W_dec.detach().index_select(0, term.features).t(), out=dz)
         if term.g_values is not None:
-            dz += dense(term.code.with_values(term.g_values))
+            # Padding has no gradient, and repeats the column of an entry that may have one.
+            dz += dense(term.code.with_values(term.g_values.where(term.code.values > 0, 0)))
         dz.masked_fill_((values > 0).logical_not_(), 0)
         W_enc.index_add_(0, places, dz.t() @ term.x)
         b_enc.index_add_(0, places, dz.sum(dim=0))

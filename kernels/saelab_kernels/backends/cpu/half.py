@@ -17,6 +17,7 @@ import torch
 
 from saelab_kernels.backends.cpu.half_scan import (
     FAILED,
+    ROUNDING,
     keep_candidates,
     round_rows,
     scan_half_tile,
@@ -73,8 +74,10 @@ class _Half:
     """What is subtracted from every row."""
     offsets: np.ndarray
     """float32 `[n]`; bias, with the mean's product where one is subtracted."""
-    slack: np.float32
-    """Largest size of an offset."""
+    loose: np.ndarray
+    """float32 `[n]`; what rounding a product can have changed on account of the offset's size."""
+    highest: np.ndarray
+    """float32 `[n]`; the sum of the two."""
 
 
 def largest_by_halves(search: Search, width: int) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " rows"]]:
@@ -99,8 +102,9 @@ def largest_by_halves(search: Search, width: int) -> tuple[Tensor, Tensor, Tenso
         counts, limits = np.zeros(height, np.int64), np.zeros(height, np.float32)
         lists = (lows, lows.view(np.int32), candidates, counts)
         for first, tile in product_tiles(halves, half.weights):
-            scan_half_tile(tile, half.offsets, half.norms, first, ranked, errors, half.slack, *lists, limits)
-        keep_candidates(ranked, *lists, half.norms, errors, half.slack)
+            of_columns = (half.offsets, half.loose, half.highest, half.norms)
+            scan_half_tile(tile, *of_columns, first, ranked, errors, *lists, limits)
+        keep_candidates(ranked, *lists, half.norms, half.loose, errors)
         bad[here] = counts == FAILED
         counts[counts == FAILED] = 0
         score_again(numbers(x[here]), weight_rows, biases, *lists)
@@ -138,14 +142,17 @@ def _prepare(x: Tensor, weights: Tensor, bias: Tensor) -> _Half:
 
     run_blocks(block, -(-weights.shape[0] // step))
     with np.errstate(invalid="ignore", over="ignore"):
-        share = float(np.max(lost / np.maximum(norms, np.float32(1e-30)), initial=0))
+        known = norms > 0  # NaN where the squares are too small: that feature is a candidate of every row
+        share = float(np.max(lost[known] / norms[known], initial=0))
     mean, offsets = x.mean(dim=0), bias
     centred = float(mean.square().sum()) > COMMON_MEAN * float(x.square().mean()) * x.shape[1]
     if centred:
         offsets = torch.addmv(bias, weights, mean)
     found = numbers(offsets.contiguous())
-    slack = np.float32(np.max(np.abs(found), initial=0))
-    return _Half(halves, norms, share, mean if centred else None, found, slack)
+    with np.errstate(invalid="ignore", over="ignore"):
+        loose = (1.02 * ROUNDING * np.abs(found)).astype(np.float32)
+        highest = found + loose
+    return _Half(halves, norms, share, mean if centred else None, found, loose, highest)
 
 
 def _round_inputs(rows: Tensor, half: _Half) -> tuple[Tensor, np.ndarray]:
@@ -158,4 +165,4 @@ def _round_inputs(rows: Tensor, half: _Half) -> tuple[Tensor, np.ndarray]:
     sums = SUM_ROUNDING * rows.shape[1]
     with np.errstate(invalid="ignore", over="ignore"):  # then nothing can be said of a row, and it fails
         errors = lost + norms * (1 + half.lost_share) * half.lost_share + norms * sums
-        return halves, (1.001 * errors).astype(np.float32)
+        return halves, (1.01 * errors).astype(np.float32)

@@ -5,8 +5,9 @@ With `x = xh + dx` and `w = wh + dw` (the halves that bfloat16 holds, and what r
     |x.w - xh.wh| <= |dx||w| + |xh||dw| <= E_r |w_f|,        E_r = |dx_r| + |xh_r| max_f(|dw_f| / |w_f|)
 
 (Cauchy and Schwarz; derived). Both norms are computed, not estimated. The product itself is rounded to bfloat16 once
-more, at most 2^-8 of its size, and summed in float32. So each score lies within `E_r |w_f| + slack` of the one
-at hand, and nothing whose upper end is below the k-th largest lower end can be among the k largest. What
+more, by at most 2^-8 of its size, which is at most the size of the score and of the offset added to it together.
+So each score lies within `E_r |w_f| + 2^-8 (|score| + |offset|)` of the one at hand (E is made a hundredth larger, for
+sums in float32), and nothing whose upper end is below the k-th largest lower end can be among the k largest. What
 is left, some tens for k = 32, is scored again in float32 by the caller.
 """
 
@@ -20,19 +21,26 @@ from saelab_kernels.backends.cpu.largest import kth_largest_bits
 
 ROUNDING = 2.0**-8
 """Largest relative error of rounding to bfloat16."""
+SMALLEST_SQUARE = np.float32(1e-25)
+"""Below this a sum of squares in float32 may have lost parts."""
 FAILED = -1
 """Length of a list that could not hold all candidates: the row has to be selected in float32."""
 
 
 @loop
 def round_rows(rows, halves, norms, lost):
-    """Writes each float32 row as bfloat16 bits, with the norms of the row and of what rounding took from it."""
+    """Writes each float32 row as bfloat16 bits, with the norms of the row and of what rounding took from it.
+
+    Where squares are too small for float32 nothing is known of the norms: they are NaN.
+    """
     bits = rows.view(np.uint32)
     for r in range(rows.shape[0]):
-        square, loss = np.float32(0), np.float32(0)
-        row, row_bits, out = rows[r], bits[r], halves[r]
-        _round_row(row_bits, out)
-        square, loss = _squares(row, out)
+        _round_row(bits[r], halves[r])
+        square, loss = _squares(rows[r], halves[r])
+        if square < SMALLEST_SQUARE:
+            for c in range(rows.shape[1]):
+                if rows[r, c] != 0 or bits[r, c] << np.uint32(1) != 0:
+                    square, loss = np.float32(np.nan), np.float32(np.nan)
         norms[r] = np.sqrt(square)
         lost[r] = np.sqrt(loss)
 
@@ -60,16 +68,18 @@ def _squares(row, halves):
 
 
 @loop
-def scan_half_tile(tile, offsets, norms, first, budgets, errors, slack, lows, bits, columns, counts, limits):
+def scan_half_tile(
+    tile, offsets, loose, highest, norms, first, budgets, errors, lows, bits, columns, counts, limits
+):
     """Adds a tile's candidates to the lists of its rows.
 
     Args:
         tile: `[rows, n]` bits of products in bfloat16; a score is the number plus `offsets[first + column]`.
-        offsets, norms: float32 `[all columns]`; added to scores, and the norms of the features' weights.
+        offsets, loose, highest, norms: float32 `[all columns]`; added to scores; what rounding the product can have
+            changed on account of the offset's size; the sum of the two; norms of the features' weights.
         first: number of the tile's first column; 0 begins new lists.
         budgets: `[rows]`; scores wanted of each row.
         errors: float32 `[rows]`; E of each row, with room for sums in float32.
-        slack: float32; largest size of an offset, which bounds the size of a product whose score is known.
         lows, bits, columns: `[rows, places]` lists; lower ends of scores, at least 0; `bits` is the same memory.
         counts: `[rows]`; length of each list, or FAILED.
         limits: float32 `[rows]`; only scores whose upper end is above can still be wanted.
@@ -80,7 +90,7 @@ def scan_half_tile(tile, offsets, norms, first, budgets, errors, slack, lows, bi
         k, error, row = budgets[r], errors[r], tile[r]
         if first == 0:
             counts[r] = 0
-            limits[r] = -_rounding(slack)  # what is surely not positive is never wanted
+            limits[r] = 0  # what is surely not positive is never wanted
         if k == 0 or counts[r] == FAILED:
             continue
         count, limit = counts[r], limits[r]
@@ -88,29 +98,27 @@ def scan_half_tile(tile, offsets, norms, first, budgets, errors, slack, lows, bi
         for start in range(0, n, LANES):
             lanes = min(LANES, n - start)
             if lanes == LANES:
-                mask = above_mask_bf16(row, offsets, norms, start, first + start, error, limit)
+                mask = above_mask_bf16(row, highest, norms, start, first + start, error, limit)
             else:
                 mask = np.uint64(0)
                 for j in range(lanes):
-                    high = (
-                        _number(row[start + j])
-                        + offsets[first + start + j]
-                        + error * norms[first + start + j]
-                    )
+                    column = first + start + j
+                    high = _number(row[start + j]) + highest[column] + error * norms[column]
                     if not (high <= limit):
                         mask |= np.uint64(1) << np.uint64(j)
             while mask and count != FAILED:
                 j = start + lowest_bit(mask)
                 mask &= mask - np.uint64(1)
-                product = _number(row[j])
-                score, reach = product + offsets[first + j], error * norms[first + j]
-                low = score - reach - _rounding(product)
+                column = first + j
+                score = _number(row[j]) + offsets[column]
+                reach = error * norms[column] + loose[column]
+                low = score - reach - _rounding(score)
                 low_list[count] = low if low > 0 or low != low else np.float32(0)
-                column_list[count] = first + j
+                column_list[count] = column
                 count += not (score + reach <= limit)
                 if count == places:
                     count, limit = keep_possible(
-                        low_list, bit_list, column_list, norms, count, k, error, slack
+                        low_list, bit_list, column_list, norms, loose, count, k, error
                     )
                     if 4 * count > 3 * places:
                         count = FAILED
@@ -121,7 +129,7 @@ def scan_half_tile(tile, offsets, norms, first, budgets, errors, slack, lows, bi
 
 
 @loop
-def keep_possible(lows, bits, columns, norms, n, k, error, slack):
+def keep_possible(lows, bits, columns, norms, loose, n, k, error):
     """Keeps of n > k candidates those that can still be among the k largest; returns their number and the limit.
 
     Where a number among them is not finite nothing can be said: FAILED.
@@ -130,25 +138,25 @@ def keep_possible(lows, bits, columns, norms, n, k, error, slack):
         if not (lows[j] < np.float32(np.inf)):
             return FAILED, np.float32(0)
     kth = float_of_bits(np.uint32(kth_largest_bits(bits, n, k)))
-    limit = kth - _rounding(abs(kth) + slack)
+    limit = kth - _rounding(kth)
     kept = 0
     for j in range(n):
         low, column = lows[j], columns[j]
         lows[kept] = low
         columns[kept] = column
         # A lower end that was raised to 0 makes the upper end too high: kept once too often, never too rarely.
-        high = low + 2 * error * norms[column]
-        kept += high + _rounding(abs(high) + slack) > limit
+        high = low + 2 * (error * norms[column] + loose[column])
+        kept += high + 2 * _rounding(high) > limit
     return kept, limit
 
 
 @loop
-def keep_candidates(budgets, lows, bits, columns, counts, norms, errors, slack):
+def keep_candidates(budgets, lows, bits, columns, counts, norms, loose, errors):
     """Cuts each list of `scan_half_tile` once more to what can still be among the largest."""
     for r in range(lows.shape[0]):
         if counts[r] > budgets[r]:
             counts[r], _ = keep_possible(
-                lows[r], bits[r], columns[r], norms, counts[r], budgets[r], errors[r], slack
+                lows[r], bits[r], columns[r], norms, loose, counts[r], budgets[r], errors[r]
             )
 
 
@@ -204,5 +212,5 @@ def _number(bits):
 
 @loop
 def _rounding(product):
-    """What rounding a product of this size to bfloat16 can have changed, with room for sums in float32."""
+    """What rounding a number of this size to bfloat16 can have changed, with room for sums in float32."""
     return np.float32(1.02 * ROUNDING) * abs(product)

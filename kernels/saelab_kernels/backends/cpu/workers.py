@@ -44,7 +44,12 @@ def run_blocks(task: Callable[[int], None], blocks: int) -> None:
 
     pool = _pool(torch.get_num_threads())
     running = [pool.submit(work) for _ in range(threads)]
-    wait(running)  # nothing may still write into memory that the caller takes back
+    try:
+        wait(running)  # nothing may still write into memory that the caller takes back
+    except BaseException:  # Ctrl-C: the blocks that run are ended, the others left
+        failed.set()
+        wait(running)
+        raise
     for one in running:
         one.result()
 

@@ -58,15 +58,17 @@ def test_few_blocks(blocks, count):
 
 
 def test_a_failing_block_is_raised_when_nothing_runs_any_more():
-    running, started = [], threading.Event()
+    running, started, failing = [], threading.Event(), threading.Event()
 
     def task(index):
         if index == 0:
             started.wait(30)
+            failing.set()
             raise ValueError("block 0 failed")
         running.append(index)
         started.set()
-        time.sleep(0.2)  # the other thread is at work while block 0 fails
+        failing.wait(30)
+        sum(range(3_000_000))  # the other thread is at work for a while after block 0 has failed
         running.remove(index)
 
     with pytest.raises(ValueError, match="block 0 failed"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from saelab_kernels.backends.stock_tiles import TILE_ROWS_CPU
 from saelab_kernels.dispatch import choose_backend
 
 FLOAT32, BFLOAT16 = 4, 2
 WEIGHTS_AND_MOMENTS, WITH_GRADIENTS = 3, 4
-TILE_ROWS, L2_TILE_BYTES = 256, 32 * 2**20
+L2_TILE_BYTES = 32 * 2**20
 ENTRY_BYTES = 40
 """An entry's value, column, row, place and order, in the code and in the order of features."""
 DENSE_ENTRY_BYTES = 2 * 8 * FLOAT32
@@ -47,7 +48,7 @@ def training_footprint(
     backend = choose_backend(device)
     fused = backend.startswith(("cpu", "triton"))
     half_copy = BFLOAT16 * d_in * d_sae if fused else 0
-    tiles = L2_TILE_BYTES if backend == "triton" else 2 * FLOAT32 * TILE_ROWS * d_sae
+    tiles = L2_TILE_BYTES if backend == "triton" else 2 * FLOAT32 * TILE_ROWS_CPU * d_sae
     entries = ENTRY_BYTES * k + (ENTRY_BYTES + DENSE_ENTRY_BYTES) * aux_k
     return Footprint(
         held=(WEIGHTS_AND_MOMENTS if fused else WITH_GRADIENTS) * FLOAT32 * parameters,

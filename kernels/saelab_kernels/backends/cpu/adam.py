@@ -109,14 +109,22 @@ def _pass(
         for group in (weights, state.exp_avg, state.exp_avg_sq)
         for part in (group.W_dec, group.W_enc.t(), group.b_enc)
     ]
-    listed = (entries.starts, entries.rows, entries.values, entries.direct, entries.g_out, entries.x)
     by_entry = np.empty_like(entries.values)
 
     def block(index: int) -> None:
         first = index * BLOCK_FEATURES
         last = min(first + BLOCK_FEATURES, d_sae)
         squares[index] = _features(
-            first, last, *listed, by_entry, *rows, *arrays, scales, options.unit_rows, move, through[index]
+            first,
+            last,
+            *entries.arrays,
+            by_entry,
+            *rows,
+            *arrays,
+            scales,
+            options.unit_rows,
+            move,
+            through[index],
         )
 
     run_blocks(block, blocks)

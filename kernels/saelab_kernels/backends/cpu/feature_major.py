@@ -11,6 +11,7 @@ import torch
 from saelab_kernels.backends.cpu.compiled import loop
 from saelab_kernels.backends.cpu.tiles import numbers
 from saelab_kernels.buffers import GradientTerm
+from saelab_kernels.code import SparseCode
 from saelab_kernels.shapes import Tensor
 
 
@@ -32,8 +33,11 @@ class Entries:
     """Gradients of the reconstructions, stacked; None where no term has one."""
     x: np.ndarray
     """Encoder inputs; a row of `g_out` belongs to its row modulo the number of rows here."""
-    total: int
-    """Places in all codes' values together."""
+
+    @property
+    def arrays(self) -> tuple[np.ndarray | None, ...]:
+        """What the compiled loops read."""
+        return self.starts, self.rows, self.values, self.direct, self.g_out, self.x
 
 
 def entries_of(terms: Sequence[GradientTerm]) -> Entries:
@@ -61,11 +65,10 @@ def entries_of(terms: Sequence[GradientTerm]) -> Entries:
         _direct(terms, codes, places),
         _stacked([term.g_out for term in terms], [code.n_rows for code in codes]),
         _inputs(terms),
-        flat_values.shape[0],
     )
 
 
-def _row_numbers(code) -> Tensor:
+def _row_numbers(code: SparseCode) -> Tensor:
     """int32; the row of each entry."""
     if code.offsets is None:
         rows = torch.arange(code.n_rows, dtype=torch.int32)
@@ -73,7 +76,9 @@ def _row_numbers(code) -> Tensor:
     return code.row_ids().to(torch.int32)
 
 
-def _direct(terms: Sequence[GradientTerm], codes: Sequence, places: np.ndarray) -> np.ndarray | None:
+def _direct(
+    terms: Sequence[GradientTerm], codes: Sequence[SparseCode], places: np.ndarray
+) -> np.ndarray | None:
     if all(term.g_values is None for term in terms):
         return None
     parts = [

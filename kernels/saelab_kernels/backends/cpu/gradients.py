@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from saelab_kernels.backends.cpu.compiled import sums
-from saelab_kernels.backends.cpu.feature_major import Entries, entries_of
+from saelab_kernels.backends.cpu.feature_major import entries_of
 from saelab_kernels.backends.cpu.tiles import numbers
 from saelab_kernels.backends.cpu.workers import run_blocks
 from saelab_kernels.buffers import GradientBuffers, Gradients, GradientTerm, Parts
@@ -44,15 +44,10 @@ def code_gradients(
     def block(index: int) -> None:
         first = index * BLOCK_FEATURES
         last = min(first + BLOCK_FEATURES, d_sae)
-        _fill(first, last, *_arrays(entries), entries.places, rows, accumulate, *out)
+        _fill(first, last, *entries.arrays, entries.places, rows, accumulate, *out)
 
     run_blocks(block, feature_blocks(d_sae))
     return Gradients(buffers.W_enc, buffers.b_enc, buffers.W_dec, d_values.view(term.code.values.shape))
-
-
-def _arrays(entries: Entries) -> tuple[np.ndarray | None, ...]:
-    """The entries as the compiled loops take them."""
-    return entries.starts, entries.rows, entries.values, entries.direct, entries.g_out, entries.x
 
 
 @sums

@@ -26,23 +26,20 @@ SPARE_CANDIDATES = 8
 
 def select_per_token(request: SelectRequest, rule: PerToken, halves: bool) -> Selection:
     """By plain scores: a uniform code of width `min(k, columns)`; by `halves` where that pays."""
-    rows, n = request.x.shape[0], request.n_columns
+    n = request.n_columns
     width = min(rule.k, n)
-    budgets = torch.full((rows,), width) if request.budgets is None else request.budgets.clamp_max(n)
     search = Search(
         units=request.x.detach().contiguous(),
         others=feature_rows_of(request),
         other_offsets=request.of_columns(request.b_enc).detach().contiguous(),
         unit_offsets=None,
-        budgets=budgets,
+        budgets=_budgets(request, width),
         sort=request.sort,
         boundary=request.boundary,
     )
     found = _by_halves(search, width) if halves and pays(search.units, n, width) else _largest(search, width)
     values, columns, following = found
-    if request.columns is not None and n:
-        columns = request.columns[columns].to(torch.int32)
-    code = SparseCode(values, columns, request.W_enc.shape[1])
+    code = _code(request, values, columns)
     return Selection(code, boundary=following if request.boundary else None)
 
 
@@ -54,9 +51,9 @@ def select_scored_per_token(request: SelectRequest, rule: PerToken, halves: bool
         plain = select_per_token(replace(request, attribution=None), rule, halves)
         found = [tile.attribution_mean for tile in score_tiles(request) if tile.attribution_mean is not None]
         return replace(plain, attribution_mean=joined_means(request, found))
-    rows, n = request.x.shape[0], request.n_columns
+    n = request.n_columns
     width, extra = min(rule.k, n), int(request.boundary)
-    budgets = torch.full((rows,), width) if request.budgets is None else request.budgets.clamp_max(n)
+    budgets = _budgets(request, width)
     values, columns, following = _room(request.x, width)
     zeros = np.zeros(n, numbers(following).dtype)
     means: list[Tensor] = []
@@ -75,11 +72,23 @@ def select_scored_per_token(request: SelectRequest, rule: PerToken, halves: bool
         values[part] = tile.z.gather(1, columns[part].long()).where(values[part] != 0, 0)
         if tile.attribution_mean is not None:
             means.append(tile.attribution_mean)
-    if request.columns is not None and n:
-        columns = request.columns[columns].to(torch.int32)
-    code = SparseCode(values, columns, request.W_enc.shape[1])
+    code = _code(request, values, columns)
     boundary = following if request.boundary else None
     return Selection(code, boundary=boundary, attribution_mean=joined_means(request, means))
+
+
+def _budgets(request: SelectRequest, width: int) -> Int[Tensor, " rows"]:
+    """int64; features wanted of each token."""
+    if request.budgets is None:
+        return torch.full((request.x.shape[0],), width)
+    return request.budgets.clamp_max(request.n_columns)
+
+
+def _code(request: SelectRequest, values: Tensor, columns: Tensor) -> SparseCode:
+    """The code of columns that are counted among the ranked ones."""
+    if request.columns is not None and request.n_columns:
+        columns = request.columns[columns].to(torch.int32)
+    return SparseCode(values, columns, request.W_enc.shape[1])
 
 
 def _largest(search: Search, width: int) -> tuple[Tensor, Tensor, Tensor]:

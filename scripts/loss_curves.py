@@ -38,6 +38,7 @@ from saelab.quantities import parse_count
 from saelab.sae.normalisation import normalise
 from saelab.training.config import TrainConfig
 from saelab.training.member import Member, make_member
+from saelab.training.views import HookRows
 from saelab_kernels.decode import decode
 from saelab_kernels.dispatch import OVERRIDE
 from saelab_kernels.rules import PerToken
@@ -100,7 +101,7 @@ def train_curve(
         clock, loss = time.perf_counter(), []
         try:
             for _ in range(config.steps):
-                member.train_on(stream.next()[config.hook].x)
+                member.train_on({config.hook: HookRows(stream.next()[config.hook].x)})
                 assert member.outcome is not None
                 loss.append(float(member.outcome.result.metrics["loss"]))
         finally:
@@ -151,7 +152,7 @@ def _held_out(member: Member, source: StoreSource, k: int) -> tuple[float, Tenso
     """FVU and kept features on the first held-out rows."""
     params, hook = member.params, member.config.hook
     rows = min(HELD_OUT_ROWS, source.store.n_rows(hook, "heldout"))
-    x = normalise(source.store.rows(hook, "heldout", 0, rows).x, member.normalisation)[0]
+    x = normalise(source.store.rows(hook, "heldout", 0, rows).x, member.views.inputs[0].normalisation)[0]
     code = encode_select(x - params.b_dec, params.W_enc, params.b_enc, PerToken(k)).code
     error = decode(code, params.W_dec, params.b_dec) - x
     return float(error.square().sum() / (x - x.mean(0)).square().sum()), code.dense() > 0

@@ -28,7 +28,7 @@ from saelab.lm.load import LanguageModel, load_model
 from saelab.progress import Progress
 from saelab.storage.manifest import digest_of
 from saelab.text.load import text_identity
-from saelab_kernels.shapes import Float, Tensor
+from saelab_kernels.shapes import Tensor
 
 POOLS_IN_MEMORY = 4
 """The first one, which is kept, the one that is consumed, and the one that is made, twice while it is joined."""
@@ -135,9 +135,13 @@ class LiveSource:
             self._statistics[path] = accumulator.finish()
         return self._statistics[path]
 
-    def spread_rows(self, hook: str, rows: int) -> Iterator[Float[Tensor, "tile d_in"]]:
-        x = self.first_pool.x[self.hook(hook).module_path]
-        yield from spread_tiles(len(x), rows, lambda start, stop: x[start:stop].float())
+    def spread_rows(self, hooks: Sequence[str], rows: int) -> Iterator[dict[str, Tensor]]:
+        x = {hook: self.first_pool.x[self.hook(hook).module_path] for hook in hooks}
+        yield from spread_tiles(
+            self.first_pool.n_rows,
+            rows,
+            lambda start, stop: {hook: found[start:stop].float() for hook, found in x.items()},
+        )
 
     def default_pool_rows(self, hook: str) -> int:
         return self.config.pool_rows

@@ -68,8 +68,8 @@ class LiveStream:
             if self._offset == self._pool.n_rows:
                 self._advance()
             count = min(wanted, self._pool.n_rows - self._offset)
+            chosen = self._shuffled[self._offset : self._offset + count]
             for hook in self._hooks:
-                chosen = self._orders[hook][self._offset : self._offset + count]
                 pieces[hook].append(self._take(hook, chosen))
             self._offset += count
             self._consumed += count
@@ -90,7 +90,7 @@ class LiveStream:
         # The stream outlives its use in a training's last part, its memory shall not.
         self._next = None
         self._pool = self._first
-        self._orders.clear()
+        self._shuffled = self._shuffled[:0]
 
     def _advance(self) -> None:
         self._pool = self._make(self._pool.after) if self._next is None else self._next.result()
@@ -99,7 +99,7 @@ class LiveStream:
 
     def _taken_over(self) -> None:
         """Draw the order of the pool that is consumed from now on, and begin with the next one."""
-        self._orders = {hook: self._order_of(hook) for hook in self._hooks}
+        self._shuffled = self._order_of_pool()
         rows_left = self._pool.n_rows - self._offset
         self._next = None
         if self._consumed + rows_left < self._order.total_rows:
@@ -115,11 +115,12 @@ class LiveStream:
         with torch.cuda.stream(torch.cuda.Stream(device)):
             return self._maker.make(start, lambda: self._stopped)
 
-    def _order_of(self, hook: str) -> Int[Tensor, " n"]:
+    def _order_of_pool(self) -> Int[Tensor, " n"]:
         """Return the order of a pool's rows: that of a store which holds them and no others."""
-        x, start = self._pool.x[hook], self._pool.start
-        block_rows = max(1, BLOCK_BYTES // (x.shape[1] * x.element_size()))
-        order = RowOrder(len(x), _seed_of(self._order.seed, start.number), block_rows, len(x))
+        start, n_rows = self._pool.start, self._pool.n_rows
+        row_bytes = max(x.shape[1] * x.element_size() for x in self._pool.x.values())  # as in a store
+        block_rows = max(1, BLOCK_BYTES // row_bytes)
+        order = RowOrder(n_rows, _seed_of(self._order.seed, start.number), block_rows, n_rows)
         spans, chosen = order.pool(start.epoch)
         rows = torch.cat([torch.arange(first, stop) for first, stop in spans])
         return rows[chosen]

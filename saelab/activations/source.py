@@ -22,7 +22,7 @@ from saelab.activations.store import Store
 from saelab.activations.stream import POOL_BYTES, Batch, StoreStream
 from saelab.interrupts import StopRequest
 from saelab.lm.identity import ModelIdentity
-from saelab_kernels.shapes import Float, Tensor
+from saelab_kernels.shapes import Tensor
 
 SPREAD_TILE = 1024
 
@@ -39,6 +39,8 @@ class Order:
     """Rows that are mixed at a time, approximately."""
     total_rows: int
     """Rows that will be wanted in all: nothing is read ahead beyond them."""
+    gradients: bool = False
+    """Whether the gradients of the loss are wanted too; they change nothing in the order."""
 
 
 @runtime_checkable
@@ -104,8 +106,9 @@ class ActivationSource(Protocol):
         """Return statistics of the training rows of a hookpoint, or of a large sample of them."""
         ...
 
-    def spread_rows(self, hook: str, rows: int) -> Iterator[Float[Tensor, "tile d_in"]]:
-        """Yield about ``rows`` finite training rows in tiles, a fair sample in any order of documents."""
+    def spread_rows(self, hooks: Sequence[str], rows: int) -> Iterator[dict[str, Tensor]]:
+        """Yield about ``rows`` training rows in tiles ``[tile, d_in]`` by hookpoint, a fair sample in any order of
+        documents; rows that are not finite at one of the hookpoints are left out at all."""
         ...
 
     def default_pool_rows(self, hook: str) -> int:
@@ -126,21 +129,22 @@ class ActivationSource(Protocol):
 
 
 def spread_tiles(
-    total: int, rows: int, read: Callable[[int, int], Float[Tensor, "n d_in"]]
-) -> Iterator[Float[Tensor, "tile d_in"]]:
+    total: int, rows: int, read: Callable[[int, int], dict[str, Tensor]]
+) -> Iterator[dict[str, Tensor]]:
     """Yield tiles of consecutive rows at equal distances, about ``rows`` of ``total``, without NaN and inf.
 
     Args:
         total: Rows that there are; all are yielded where they are no more than ``rows``.
         rows: Rows that are wanted.
-        read: Returns the rows from a start to a stop.
+        read: Returns the rows from a start to a stop, ``[n, d_in]`` by hookpoint.
     """
     tiles = -(-total // SPREAD_TILE)
     wanted = max(1, min(tiles, rows // SPREAD_TILE))
     for index in range(wanted):
         start = index * tiles // wanted * SPREAD_TILE
-        x = read(start, min(start + SPREAD_TILE, total))
-        yield x[torch.isfinite(x).all(1)]
+        found = read(start, min(start + SPREAD_TILE, total))
+        good = torch.stack([torch.isfinite(x).all(1) for x in found.values()]).all(0)
+        yield {hook: x[good] for hook, x in found.items()}
 
 
 class StoreSource:
@@ -174,9 +178,11 @@ class StoreSource:
     def statistics(self, hook: str) -> HookStatistics:
         return self.store.statistics(hook)
 
-    def spread_rows(self, hook: str, rows: int) -> Iterator[Float[Tensor, "tile d_in"]]:
-        total = self.store.n_rows(hook, "train")
-        yield from spread_tiles(total, rows, lambda a, b: self.store.rows(hook, "train", a, b).x)
+    def spread_rows(self, hooks: Sequence[str], rows: int) -> Iterator[dict[str, Tensor]]:
+        total = self.store.n_rows(hooks[0], "train")
+        yield from spread_tiles(
+            total, rows, lambda a, b: {hook: self.store.rows(hook, "train", a, b).x for hook in hooks}
+        )
 
     def default_pool_rows(self, hook: str) -> int:
         # The same for all hookpoints of a store, so that they can be trained on one pass.
@@ -213,6 +219,7 @@ class _StorePass:
                         seed=order.seed,
                         cursor=cursor,
                         pool_rows=order.pool_rows,
+                        with_gradients=order.gradients,
                     )
                 )
                 for hook in hooks

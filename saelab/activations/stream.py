@@ -97,8 +97,9 @@ class StoreStream:
         self.batch_size, self.seed, self.with_gradients = batch_size, seed, with_gradients
         self.n_rows = store.n_rows(self.hook, split)
         self._check(cursor, pool_rows, read_threads)
-        # Gradients are left out of it: with or without them the order is the same.
-        row_bytes = self.hook.d_in * ITEM_BYTES[self.hook.dtype]
+        # The widest hookpoint's, so that all hookpoints of a store come in one order; gradients are left out of
+        # it: with or without them the order is the same.
+        row_bytes = max(hook.d_in * ITEM_BYTES[hook.dtype] for hook in store.hooks)
         self._order = RowOrder(
             self.n_rows, seed, max(1, BLOCK_BYTES // row_bytes), pool_rows or POOL_BYTES // row_bytes
         )

@@ -29,7 +29,8 @@ def train_config(
     source: Store | ActivationSource,
     recipe: str | Recipe = "topk",
     *,
-    at: str | None = None,
+    at: str | Sequence[str] | None = None,
+    target_at: str | None = None,
     width: int | str | None = None,
     tokens: int | str,
     lr: float | None = None,
@@ -42,7 +43,8 @@ def train_config(
     Args:
         source: Activations to train on.
         recipe: A recipe, or the name of one.
-        at: Hookpoint, where the source has several.
+        at: Hookpoint, where the source has several; several, for a recipe that joins them.
+        target_at: Hookpoint that is reconstructed, for a recipe that maps one to another.
         width: Number of features; ``x16`` (where none is given) means 16 times ``d_in``.
         tokens: Tokens to train on, passes over the data included.
         lr: Peak learning rate; follows the width and the length of the run where not given.
@@ -53,7 +55,7 @@ def train_config(
     Raises:
         UsageError: A name or value is wrong.
     """
-    grid = _one(recipe, at, width, lr, seed, recipe_options)
+    grid = _one(recipe, at, target_at, width, lr, seed, recipe_options)
     return make_configs(_source(source), grid, tokens=parse_count(tokens), **options)[0]
 
 
@@ -63,7 +65,8 @@ def train(
     *,
     tokens: int | str,
     out: Path | str,
-    at: str | None = None,
+    at: str | Sequence[str] | None = None,
+    target_at: str | None = None,
     width: int | str | None = None,
     lr: float | None = None,
     seed: int = 0,
@@ -82,7 +85,7 @@ def train(
         recipe: A recipe, or the name of one.
         tokens: Tokens to train on; a larger number than the run in ``out`` has extends it.
         out: Folder of the run.
-        at: See `train_config`, as for the next four.
+        at: See `train_config`, as for the next five.
         width: Number of features.
         lr: Peak learning rate.
         seed: Seed of the weights.
@@ -95,7 +98,7 @@ def train(
         options: Further fields of `TrainConfig`.
     """
     source = _source(source)
-    grid = _one(recipe, at, width, lr, seed, recipe_options)
+    grid = _one(recipe, at, target_at, width, lr, seed, recipe_options)
     with _how(init_from, resume, log, max_time, quiet) as how:
         configs = _configs(source, grid, tokens, Path(out), how, options)
         return train_run(configs[0], source, Path(out), how)
@@ -126,7 +129,8 @@ def train_grid(
 
 def _one(
     recipe: str | Recipe,
-    at: str | None,
+    at: str | Sequence[str] | None,
+    target_at: str | None,
     width: int | str | None,
     lr: float | None,
     seed: int,
@@ -137,7 +141,8 @@ def _one(
     name = recipe if isinstance(recipe, str) else recipe.name
     return Grid(
         recipes=(recipe,),
-        at=() if at is None else (at,),
+        at=() if at is None else (at,) if isinstance(at, str) else tuple(at),
+        target_at=target_at,
         widths=() if width is None else (width,),
         lrs=() if lr is None else (lr,),
         seeds=(seed,),

@@ -41,6 +41,8 @@ class Options(HarvestOptions, Common):
     """Folder of the run, or of the group."""
     at: tuple[str, ...] = ()
     """Hookpoints or patterns (``blocks.{1..3}.hook_mlp_out``); the only one of a store where none is given."""
+    target_at: str | None = None
+    """Hookpoint that is reconstructed, for recipes that map one hookpoint to another (transcoder)."""
     arch: tuple[str, ...] = ("topk",)
     """Recipes: allocation, objective and their defaults."""
     k: tuple[int, ...] = ()
@@ -55,8 +57,8 @@ class Options(HarvestOptions, Common):
     """Seed of the order of the data, the same for all SAEs of a group."""
     batch: Count = 2048
     """Tokens in a step."""
-    normalisation: Literal["scale", "none", "layer_norm", "unit_norm"] = "scale"
-    """How activations are scaled; the last two make activations relative to the token."""
+    normalisation: Literal["scale", "none", "layer_norm", "unit_norm"] | None = None
+    """How activations are scaled, scale for most recipes; the last two make activations relative to the token."""
     set: tuple[str, ...] = ()
     """Options of a recipe, for example topk.k=32."""
     init_from: Path | None = None
@@ -209,6 +211,7 @@ def _grid(options: Options, source: ActivationSource) -> Grid:
         recipes=options.arch,
         k=options.k,
         at=at,
+        target_at=options.target_at,
         widths=options.width,
         lrs=options.lr,
         seeds=options.seed,
@@ -222,10 +225,10 @@ def _common(options: Options) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         "batch": options.batch,
         "data_seed": options.data_seed,
-        "normalisation": options.normalisation,
         "checkpoint_every": options.checkpoint_every,
         "skip_nonfinite": options.skip_nonfinite,
         "allow_model_mismatch": options.allow_model_mismatch,
         "device": str(choose_device(options.sae_device or options.device)),
     }
-    return chosen | ({} if options.pool_rows is None else {"pool_rows": options.pool_rows})
+    given = {"pool_rows": options.pool_rows, "normalisation": options.normalisation}
+    return chosen | {name: value for name, value in given.items() if value is not None}

@@ -44,8 +44,12 @@ class SAEConfig:
     """Number of features."""
     input_hooks: tuple[str, ...]
     """Module paths whose activations it reads."""
+    input_widths: tuple[int, ...]
+    """Width of each of them; they are joined side by side in ``d_in``."""
     output_hooks: tuple[str, ...]
     """Module paths whose activations it reconstructs; equal to the input for an autoencoder."""
+    output_widths: tuple[int, ...]
+    """Width of each of them; they are joined side by side in ``d_out``."""
     hook_aliases: tuple[str, ...]
     """TransformerLens names of the input hooks, empty where there is none."""
     input_normalisation: Normalisation
@@ -54,8 +58,12 @@ class SAEConfig:
     """Scaling of the target that the decoder's output is in; ``none`` when folded."""
     apply_b_dec_to_input: bool
     """Whether the encoder sees ``x - b_dec``."""
+    has_skip: bool
+    """Whether a linear map of the input, ``W_skip``, is added to what the features reconstruct."""
     inference: dict[str, Any]
     """The allocation rule that `encode` applies, as data."""
+    attribution: dict[str, Any] | None
+    """g-SAE's score (``beta``, ``mode``, ``norm``, ``mean_c``), used where gradients are given; null without one."""
     units: str
     """What an activation of 1 means, in words."""
     model_identity: str
@@ -82,6 +90,12 @@ def sae_config_from_json(raw: Any, where: str) -> SAEConfig:
     for name in ("d_in", "d_out", "d_sae"):
         if getattr(config, name) < 1:
             raise DamagedFileError(f"{where}: {name} is {getattr(config, name)}; it must be at least 1")
+    for side, total in (("input", config.d_in), ("output", config.d_out)):
+        hooks, widths = getattr(config, f"{side}_hooks"), getattr(config, f"{side}_widths")
+        if not hooks or len(hooks) != len(widths) or min(widths) < 1 or sum(widths) != total:
+            raise DamagedFileError(
+                f"{where}: the {side} widths {list(widths)} of {len(hooks)} hookpoint(s) do not make up {total}"
+            )
     for name in ("input_normalisation", "target_normalisation"):
         how: Normalisation = getattr(config, name)
         if how.factor <= 0 or (how.kind != "scale" and how.factor != 1):

@@ -68,6 +68,8 @@ def save_sae(
     tensors = {name: getattr(sae, name) for name in _PARAMETERS}
     if sae.theta is not None:
         tensors["theta"] = sae.theta
+    if sae.W_skip is not None:
+        tensors["W_skip"] = sae.W_skip
     if optional_theta is not None:
         tensors[OPTIONAL_THETA] = optional_theta
     write_json(folder / CONFIG, sae.config.to_json())
@@ -90,7 +92,7 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     tensors = read_tensors(folder / WEIGHTS)
     _check_tensors(config, tensors, folder / WEIGHTS)
     parameters = SAEParameters(**{name: tensors[name] for name in _PARAMETERS})
-    return SparseAutoencoder(config, parameters, tensors.get("theta"))
+    return SparseAutoencoder(config, parameters, tensors.get("theta"), tensors.get("W_skip"))
 
 
 def load_sae_config(folder: Path) -> SAEConfig:
@@ -136,6 +138,12 @@ def _check_tensors(config: SAEConfig, tensors: dict[str, Tensor], where: Path) -
     }
     if isinstance(rule, Threshold):
         shapes["theta"] = ((), (config.d_sae,))
+    if config.has_skip:
+        shapes["W_skip"] = ((config.d_in, config.d_out),)
+    if extra := tensors.keys() - shapes.keys() - {"theta", OPTIONAL_THETA}:
+        raise DamagedFileError(
+            f"{where} holds {', '.join(sorted(extra))}, which the config does not speak of"
+        )
     for name, allowed in shapes.items():
         if name not in tensors:
             raise DamagedFileError(f"{where} lacks {name}")

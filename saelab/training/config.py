@@ -12,10 +12,6 @@ from saelab.training.recipes import recipe_from_json
 if TYPE_CHECKING:
     from saelab.training.recipes.base import Recipe
 
-REFERENCE_WIDTH = 2**14
-REFERENCE_LR = 2e-4
-LONG_RUN_STEPS, LARGEST_LR_FACTOR = 100_000, 8.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -48,7 +44,11 @@ class TrainConfig:
     recipe: Recipe
     """Allocation, objective and their options."""
     hook: str
-    """Module path of the activations, as the store names it."""
+    """Module path of the activations that the encoder reads, as the store names it."""
+    further_hooks: tuple[str, ...] = ()
+    """Module paths that are read and reconstructed beside it (crosscoders)."""
+    target_hook: str | None = None
+    """Module path of the activations that are reconstructed, where they are others (transcoders)."""
     width: int
     """Number of features, d_sae."""
     tokens: int
@@ -87,6 +87,21 @@ class TrainConfig:
     """Device to train on."""
     source_identity: str
     """Identity of the activation store, or of the live stream."""
+
+    @property
+    def input_hooks(self) -> tuple[str, ...]:
+        """Hookpoints that the encoder reads, joined in this order."""
+        return (self.hook, *self.further_hooks)
+
+    @property
+    def target_hooks(self) -> tuple[str, ...]:
+        """Hookpoints that are reconstructed, joined in this order."""
+        return self.input_hooks if self.target_hook is None else (self.target_hook,)
+
+    @property
+    def all_hooks(self) -> tuple[str, ...]:
+        """Every hookpoint that is needed, once."""
+        return tuple(dict.fromkeys((*self.input_hooks, *self.target_hooks)))
 
     @property
     def steps(self) -> int:
@@ -150,7 +165,27 @@ class TrainConfig:
             raise UsageError(
                 f"aux_k must be at least 1, not {self.dead.aux_k}; a coefficient of 0 switches AuxK off"
             )
+        self._check_hooks()
         self.recipe.check(self.width)
+
+    def _check_hooks(self) -> None:
+        name, traits = self.recipe.name, self.recipe.traits
+        wanted = {
+            "one": (self.target_hook is None and not self.further_hooks, "one hookpoint"),
+            "input and target": (
+                self.target_hook is not None and not self.further_hooks,
+                "one hookpoint to read and one to reconstruct (--target-at)",
+            ),
+            "several": (self.target_hook is None, "hookpoints that it reads and reconstructs (--at A B ...)"),
+        }
+        fits, what = wanted[traits.hooks]
+        if not fits:
+            raise UsageError(f"{name} needs {what}")
+        if self.normalisation not in traits.allowed_normalisations:
+            raise UsageError(
+                f"{name} is not defined for --normalisation {self.normalisation}; "
+                f"choose one of {', '.join(traits.allowed_normalisations)}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""
@@ -158,21 +193,10 @@ class TrainConfig:
         return plain | {
             "recipe": self.recipe.to_json(),
             "extended_from": list(self.extended_from),
+            "further_hooks": list(self.further_hooks),
             "schedule": asdict(self.schedule),
             "dead": asdict(self.dead),
         }
-
-
-def default_lr(width: int, steps: int) -> float:
-    """Return the peak learning rate for a width and a length of the run.
-
-    `2e-4 / sqrt(width / 2^14)` for long runs (reference code: dictionary_learning, after Gao et al.
-    2024), times `sqrt(1e5 / steps)` for shorter ones, at most 8 times (ours: with 4,096 features and
-    1,464 steps on the embedded model the best of the rates tried that leaves no feature dead is 3.2e-3,
-    which is 8 times the rule; docs/benchmarks.md).
-    """
-    shortness = (LONG_RUN_STEPS / steps) ** 0.5
-    return min(max(shortness, 1.0), LARGEST_LR_FACTOR) * REFERENCE_LR / (width / REFERENCE_WIDTH) ** 0.5
 
 
 def train_config_from_json(raw: Any, where: str) -> TrainConfig:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from saelab.sae.autoencoder import SAEParameters
 from saelab.training.config import DeadFeatures
+from saelab.training.recipes.moments import AuxFeatures
 from saelab_kernels.code import SparseCode
 from saelab_kernels.rules import PerToken
 from saelab_kernels.select import encode_select
@@ -38,17 +38,6 @@ class DeadFeatureTracker:
         fired = code.firing_counts() > 0
         self.tokens_since_fired += code.n_rows
         self.tokens_since_fired.masked_fill_(fired, 0)
-
-
-class AuxFeatures(NamedTuple):
-    """Some features with their weights, and what they make of a batch."""
-
-    features: Int[Tensor, " n"]
-    """int64; their numbers."""
-    W_dec: Float[Tensor, "n d_out"]
-    """Their decoder rows."""
-    code: SparseCode
-    """Their code, whose columns count them alone."""
 
 
 def aux_features(

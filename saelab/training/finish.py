@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from saelab.sae.autoencoder import SAEParameters, SparseAutoencoder
 from saelab.sae.config import SAEConfig
 from saelab.sae.feature_statistics import FeatureAccumulator, FeatureStatistics
 from saelab.sae.files import save_sae
-from saelab.sae.fold import fold_scale
+from saelab.sae.fold import Scales, fold
 from saelab.storage.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from saelab.storage.tensors import write_tensors
 from saelab.training.loop import encoder_inputs
@@ -22,6 +23,7 @@ from saelab.training.parking import unpark
 from saelab.training.run import ACTIVATIONS, CONFIG, SAE
 from saelab.training.warm_start import WarmStart
 from saelab_kernels.rules import rule_to_json
+from saelab_kernels.shapes import Tensor
 
 STATISTICS_ROWS = 200_000
 """Training rows over which feature statistics are taken, about."""
@@ -44,12 +46,12 @@ def finish_run(
     sae, optional_theta = finished_sae(member, source)
     features = _feature_statistics(sae, member, source, stop)
     save_sae(folder / SAE, sae.cpu(), features, optional_theta, replace=True)
-    statistics = source.statistics(member.config.hook)
-    write_tensors(folder / ACTIVATIONS, {"mean": statistics.mean})
+    statistics = {hook: source.statistics(hook) for hook in member.config.all_hooks}
+    write_tensors(folder / ACTIVATIONS, {f"mean.{hook}": found.mean for hook, found in statistics.items()})
     unpark(folder)
     names = [*read_manifest(folder / SAE).files, MANIFEST_NAME]
     content = source.describe(folder) | {
-        "statistics": statistics.scalars(),
+        "statistics": {hook: found.scalars() for hook, found in statistics.items()},
         "init_from": None if warm is None else warm.describe(source),
     }
     write_manifest(
@@ -60,43 +62,60 @@ def finish_run(
 @torch.no_grad()
 def finished_sae(member: Member, source: ActivationSource) -> tuple[SparseAutoencoder, torch.Tensor | None]:
     """Return the SAE in raw units with its calibrated inference form, and its optional threshold."""
-    config, hook = member.config, source.hook(member.config.hook)
+    config, views = member.config, member.views
     params = SAEParameters(**{name: tensor.detach() for name, tensor in member.params.named().items()})
     form = config.recipe.finalise(
         params, member.recipe_state, lambda rows: encoder_inputs(member, source, rows)
     )
-    how = member.normalisation
-    folded = fold_scale(params, form.theta, how, how, apply_b_dec_to_input=True)
+    folded = fold(form.params or params, form.theta, form.optional_theta, form.W_skip, _scales(member))
     model = source.model_identity
     sae_config = SAEConfig(
         recipe=config.recipe.name,
-        d_in=hook.d_in,
-        d_out=hook.d_in,
+        d_in=views.d_in,
+        d_out=views.d_out,
         d_sae=config.width,
-        input_hooks=(hook.module_path,),
-        output_hooks=(hook.module_path,),
-        hook_aliases=(hook.alias or "",),
+        input_hooks=config.input_hooks,
+        input_widths=tuple(view.width for view in views.inputs),
+        output_hooks=config.target_hooks,
+        output_widths=tuple(view.width for view in views.targets),
+        hook_aliases=tuple(source.hook(hook).alias or "" for hook in config.input_hooks),
         input_normalisation=folded.input_normalisation,
         target_normalisation=folded.target_normalisation,
-        apply_b_dec_to_input=True,
+        apply_b_dec_to_input=config.recipe.traits.input_bias,
+        has_skip=folded.W_skip is not None,
         inference=rule_to_json(form.rule),
+        attribution=form.attribution,
         units=folded.units,
         model_identity=model.hash if model else "",
         model_name=model.name if model else "",
         tokenizer_hash=model.tokenizer_hash if model else "",
         source_identity=source.identity,
     )
-    sae = SparseAutoencoder(sae_config, folded.parameters, folded.theta)
-    optional = form.optional_theta
-    return sae, None if optional is None or how.is_per_token else (optional / how.factor).cpu()
+    sae = SparseAutoencoder(sae_config, folded.parameters, folded.theta, folded.W_skip)
+    return sae, None if folded.optional_theta is None else folded.optional_theta.cpu()
+
+
+def _scales(member: Member) -> Scales:
+    views = member.views
+    return Scales(
+        inputs=tuple((view.width, view.normalisation) for view in views.inputs),
+        targets=tuple((view.width, view.normalisation) for view in views.targets),
+        apply_b_dec_to_input=member.config.recipe.traits.input_bias,
+    )
 
 
 def _feature_statistics(
     sae: SparseAutoencoder, member: Member, source: ActivationSource, stop: StopRequest
 ) -> FeatureStatistics:
     accumulator = FeatureAccumulator(sae.config.d_sae)
-    for x in source.spread_rows(member.config.hook, STATISTICS_ROWS):
+    hooks = member.config.input_hooks
+    for tile in source.spread_rows(hooks, STATISTICS_ROWS):
         if stop.requested:
             raise Interrupted("stopped while finishing; training is saved, and the same command goes on")
-        accumulator.add(sae.encode(x.to(sae.W_enc.device)))
+        accumulator.add(sae.encode(joined(tile, hooks).to(sae.W_enc.device)))
     return accumulator.result()
+
+
+def joined(rows: Mapping[str, Tensor], hooks: Sequence[str]) -> Tensor:
+    """Return the activations of several hookpoints side by side, ``[tokens, sum of widths]``."""
+    return rows[hooks[0]] if len(hooks) == 1 else torch.cat([rows[hook] for hook in hooks], 1)

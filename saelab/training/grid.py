@@ -11,7 +11,7 @@ from typing import Any
 from saelab.activations.source import ActivationSource
 from saelab.errors import UsageError
 from saelab.quantities import parse_width
-from saelab.training.config import TrainConfig, default_lr
+from saelab.training.config import TrainConfig
 from saelab.training.group import GROUP, Group
 from saelab.training.recipes import make_recipe
 from saelab.training.recipes.base import Recipe
@@ -30,7 +30,9 @@ class Grid:
     k: tuple[int, ...] = ()
     """Mean active features per token; each recipe's own default where none is given."""
     at: tuple[str, ...] = ()
-    """Hookpoints in either spelling; the only one where none is given."""
+    """Hookpoints in either spelling; the only one where none is given. A recipe for several takes them together."""
+    target_at: str | None = None
+    """Hookpoint that is reconstructed, for recipes that map one hookpoint to another."""
     widths: tuple[int | str, ...] = ()
     """Numbers of features, or ``x16`` for 16 times ``d_in``."""
     lrs: tuple[float, ...] = ()
@@ -65,28 +67,44 @@ def make_configs(
     """
     default_width = (DEFAULT_WIDTH if warm is None else warm.sae.config.d_sae,)
     configs = []
-    for at, recipe, k, width, lr, seed in product(
-        grid.at or (None,), grid.recipes, grid.k or (None,), grid.widths or default_width,
-        grid.lrs or (None,), grid.seeds,
-    ):  # fmt: skip
-        hook = source.hook(at)
-        d_sae = parse_width(width, hook.d_in)
-        further: dict[str, Any] = {"pool_rows": source.default_pool_rows(hook.module_path)} | options
-        config = TrainConfig(
-            recipe=_recipe(recipe, k, grid.recipe_options),
-            hook=hook.module_path,
-            width=d_sae,
-            tokens=tokens,
-            lr=default_lr(d_sae, max(1, tokens // max(1, batch))) if lr is None else lr,
-            seed=seed,
-            batch=batch,
-            init_from=None if warm is None else warm.identity,
-            source_identity=source.identity,
-            **further,
-        )
-        config.check()
-        configs.append(config)
+    for recipe, k, width, lr, seed in product(
+        grid.recipes, grid.k or (None,), grid.widths or default_width, grid.lrs or (None,), grid.seeds
+    ):
+        made = _recipe(recipe, k, grid.recipe_options)
+        for hooks in _hooks(made, grid, source):
+            d_sae = parse_width(width, source.hook(hooks["hook"]).d_in)
+            further: dict[str, Any] = {"pool_rows": source.default_pool_rows(hooks["hook"])} | options
+            further.setdefault("normalisation", made.traits.normalisation)
+            config = TrainConfig(
+                recipe=made,
+                **hooks,
+                width=d_sae,
+                tokens=tokens,
+                lr=made.default_lr(d_sae, max(1, tokens // max(1, batch))) if lr is None else lr,
+                seed=seed,
+                batch=batch,
+                init_from=None if warm is None else warm.identity,
+                source_identity=source.identity,
+                **further,
+            )
+            config.check()
+            configs.append(config)
     return list(dict.fromkeys(configs))
+
+
+def _hooks(recipe: Recipe, grid: Grid, source: ActivationSource) -> list[dict[str, Any]]:
+    """Return the hookpoints of each SAE: one SAE a hookpoint, or one for all of them."""
+    found = [source.hook(at).module_path for at in grid.at or (None,)]
+    if recipe.traits.hooks == "several":
+        return [{"hook": found[0], "further_hooks": tuple(found[1:])}]
+    target = None
+    if recipe.traits.hooks == "input and target":
+        if grid.target_at is None:
+            raise UsageError(
+                f"{recipe.name} reconstructs another hookpoint than it reads: name it with --target-at"
+            )
+        target = source.hook(grid.target_at).module_path
+    return [{"hook": hook, "target_hook": target} for hook in found]
 
 
 def lengths_in(folder: Path) -> tuple[int, ...]:

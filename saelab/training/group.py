@@ -31,7 +31,7 @@ from saelab.training.run import CHECKPOINTS, CONFIG, GROUP, SAE, Run
 from saelab.training.single import another_configuration, require_empty, require_sound, size_of
 
 FORMAT, VERSION = "saelab-group", 1
-SWEPT = ("recipe", "hook", "width", "lr", "seed")
+SWEPT = ("recipe", "hook", "further_hooks", "target_hook", "width", "lr", "seed", "normalisation")
 """Fields of a configuration that may differ between the members of a group."""
 
 

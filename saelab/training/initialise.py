@@ -39,19 +39,32 @@ def geometric_median(
     return median.to(x.dtype)
 
 
-def initial_parameters(sample: Float[Tensor, "tokens d_in"], d_sae: int, seed: int) -> SAEParameters:
-    """Return tied, unit-norm random directions around the geometric median of a sample.
+def initial_parameters(
+    inputs: Float[Tensor, "tokens d_in"],
+    targets: Float[Tensor, "tokens d_out"],
+    d_sae: int,
+    seed: int,
+    *,
+    tied: bool,
+) -> SAEParameters:
+    """Return unit-norm random directions around the geometric median of a sample of targets.
 
-    `W_dec` rows are random with norm 1, `W_enc = W_dec^T`, `b_enc = 0`, `b_dec` the geometric median
-    (paper: Gao et al. 2024). `W_enc` is kept in memory as the transpose of a contiguous
-    ``[d_sae, d_in]`` matrix, the order that the kernels read fastest.
+    `W_dec` rows are random with norm 1, `b_enc = 0`, `b_dec` the geometric median; `W_enc = W_dec^T`
+    where the target is the input (paper: Gao et al. 2024), directions of its own otherwise. `W_enc` is
+    kept in memory as the transpose of a contiguous ``[d_sae, d_in]`` matrix, the order that the kernels
+    read fastest.
     """
     generator = torch.Generator().manual_seed(seed)
-    W_dec = torch.randn(d_sae, sample.shape[1], generator=generator)
-    W_dec /= torch.linalg.vector_norm(W_dec, dim=1, keepdim=True)
+    W_dec = _unit_rows(d_sae, targets.shape[1], generator)
+    W_enc = W_dec.clone() if tied else _unit_rows(d_sae, inputs.shape[1], generator)
     return SAEParameters(
-        W_enc=W_dec.clone().T,
+        W_enc=W_enc.T,
         b_enc=torch.zeros(d_sae),
         W_dec=W_dec,
-        b_dec=geometric_median(sample[:MEDIAN_SAMPLE]).float().cpu(),
+        b_dec=geometric_median(targets[:MEDIAN_SAMPLE]).float().cpu(),
     )
+
+
+def _unit_rows(n: int, d: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
+    rows = torch.randn(n, d, generator=generator)
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)

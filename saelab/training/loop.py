@@ -14,7 +14,6 @@ from saelab.activations.stream import Batch
 from saelab.errors import DamagedFileError, Interrupted, SaelabError
 from saelab.interrupts import StopRequest
 from saelab.progress import Progress
-from saelab.sae.normalisation import normalise
 from saelab.storage.files import append_line, sync
 from saelab.storage.tensors import write_tensors
 from saelab.training.checkpoints import finished_checkpoints, save_checkpoint
@@ -22,6 +21,7 @@ from saelab.training.config import TrainConfig
 from saelab.training.loggers import Loggers
 from saelab.training.member import METRICS, NONFINITE, Member, MetricsLine
 from saelab.training.parking import park
+from saelab.training.views import HookRows
 from saelab_kernels.dispatch import choose_backend
 from saelab_kernels.shapes import Tensor
 
@@ -138,26 +138,38 @@ def restore_metrics(folder: Path, size: int, checkpoints: Path) -> None:
 
 def encoder_inputs(member: Member, source: ActivationSource, rows: int) -> Iterator[Tensor]:
     """Yield what the encoder sees of about ``rows`` training rows, spread over all, in normalised units."""
-    for x in source.spread_rows(member.config.hook, rows):
-        on_device = x.to(member.params.b_dec.device)
-        yield normalise(on_device, member.normalisation)[0] - member.params.b_dec.detach()
+    has_bias = member.config.recipe.traits.input_bias
+    for scaled in member.views.spread(source, rows, member.params.b_dec.device):
+        yield scaled.inputs - member.params.b_dec.detach() if has_bias else scaled.inputs
 
 
 def _train_on_next(training: TrainingPass) -> None:
-    """Train every member on the next batch of its hookpoint, or count it as skipped."""
+    """Train every member on the next batch of its hookpoints, or count it as skipped."""
     batches = training.stream.next()
-    hooks = {member.config.hook for member in training.members}  # fewer than are read, where some are parked
-    good = {hook: bool(torch.isfinite(batches[hook].x).all()) for hook in batches if hook in hooks}
+    wanted = {hook for member in training.members for hook in member.config.all_hooks}  # some may be parked
+    good = {hook: _is_finite(batches[hook]) for hook in batches if hook in wanted}
     for hook, is_good in good.items():
         if not is_good and not training.config.skip_nonfinite:
             _refuse_nonfinite(training, hook, batches[hook])
     # Members of one hookpoint share the copy on their device.
-    x = {hook: batches[hook].x.to(training.config.device) for hook, is_good in good.items() if is_good}
+    rows = {
+        hook: _on_device(batches[hook], training.config.device) for hook, is_good in good.items() if is_good
+    }
     for member in training.members:
-        if good[member.config.hook]:
-            member.train_on(x[member.config.hook])
+        if all(good[hook] for hook in member.config.all_hooks):
+            member.train_on(rows)
         else:
             member.skip()
+
+
+def _is_finite(batch: Batch) -> bool:
+    given = (batch.x,) if batch.gradients is None else (batch.x, batch.gradients)
+    return all(bool(torch.isfinite(tensor).all()) for tensor in given)
+
+
+def _on_device(batch: Batch, device: str) -> HookRows:
+    gradients = None if batch.gradients is None else batch.gradients.to(device)
+    return HookRows(batch.x.to(device), gradients)
 
 
 def _sound_metrics(training: TrainingPass) -> dict[str, MetricsLine]:
@@ -203,8 +215,9 @@ def _note(lines: list[MetricsLine]) -> str:
 
 
 def _refuse_nonfinite(training: TrainingPass, hook: str, batch: Batch) -> None:
-    bad = (~torch.isfinite(batch.x)).any(1).nonzero().squeeze(1)
-    home = next(member.folder for member in training.members if member.config.hook == hook)
+    rows = batch.x if batch.gradients is None else torch.cat([batch.x, batch.gradients], 1)
+    bad = (~torch.isfinite(rows)).any(1).nonzero().squeeze(1)
+    home = next(member.folder for member in training.members if hook in member.config.all_hooks)
     place = home / NONFINITE / f"step-{training.step:06d}.safetensors"
     write_tensors(place, {"x": batch.x, "token_index": batch.token_index})
     raise SaelabError(

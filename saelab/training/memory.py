@@ -56,23 +56,27 @@ class TrainPlan:
         return asdict(self) | {"passes": [list(names) for names in self.passes]}
 
 
-def cost_of(config: TrainConfig, d_in: int) -> MemberCost:
+def cost_of(config: TrainConfig, source: ActivationSource) -> MemberCost:
     """Compute what one SAE needs."""
-    parameters = 2 * d_in * config.width + config.width + d_in
+    d_in = sum(source.hook(hook).d_in for hook in config.input_hooks)
+    d_out = sum(source.hook(hook).d_in for hook in config.target_hooks)
+    parameters = (d_in + d_out + 1) * config.width + d_out
+    aux = config.recipe.traits.aux and bool(config.dead.coefficient)
     footprint = training_footprint(
-        d_in,
+        max(d_in, d_out),
         config.width,
         config.batch,
         config.device,
         k=config.recipe.to_json().get("k", 0),
-        aux_k=(config.dead.aux_k or max(1, d_in // 2)) if config.dead.coefficient else 0,
+        aux_k=(config.dead.aux_k or max(1, d_out // 2)) if aux else 0,
     )
+    held = parameters * FLOAT32 if config.recipe.traits.held_gradients else 0
     written_aside = d_in * config.width  # a row-major copy while a checkpoint is written
     return MemberCost(
         parameters=parameters,
-        held_bytes=footprint.held,
+        held_bytes=footprint.held + held,
         working_bytes=footprint.working,
-        host_bytes=written_aside * FLOAT32 + SAMPLE_COPIES * MEDIAN_SAMPLE * d_in * 8,
+        host_bytes=written_aside * FLOAT32 + SAMPLE_COPIES * MEDIAN_SAMPLE * max(d_in, d_out) * 8,
         checkpoint_bytes=3 * parameters * FLOAT32 + 8 * config.width,
     )
 
@@ -100,7 +104,7 @@ def plan_training(
         if not budget.holds(_need([config], source)):
             raise _too_large(config, source, budget)
         passes.append([name])
-    costs = {name: cost_of(config, source.hook(config.hook).d_in) for name, config in members.items()}
+    costs = {name: cost_of(config, source) for name, config in members.items()}
     needs = [_need([members[name] for name in names], source) for names in passes]
     return TrainPlan(
         passes=tuple(map(tuple, passes)),
@@ -149,8 +153,9 @@ class _Budget:
 
 
 def _need(configs: list[TrainConfig], source: ActivationSource) -> _Need:
-    costs = [cost_of(config, source.hook(config.hook).d_in) for config in configs]
-    pools = source.pool_bytes({config.hook for config in configs}, configs[0].pool_rows)
+    costs = [cost_of(config, source) for config in configs]
+    hooks = {hook for config in configs for hook in config.all_hooks}
+    pools = source.pool_bytes(hooks, configs[0].pool_rows)
     return _Need(
         on_device=sum(cost.held_bytes for cost in costs) + max(cost.working_bytes for cost in costs),
         on_host=max(cost.host_bytes for cost in costs) + pools,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from saelab.training.config import TrainConfig, default_lr
+from saelab.training.config import TrainConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 _RESERVED = {"checkpoints", "lengths", "logs"}
@@ -45,8 +45,12 @@ def _name(config: TrainConfig, *, with_hook: bool) -> str:
     if (k := getattr(config.recipe, "k", None)) is not None:
         parts.append(f"k{k:g}")
     parts += [f"f{config.width}", f"s{config.seed}"]
-    if config.lr != default_lr(config.width, config.first_steps):
+    if config.lr != config.recipe.default_lr(config.width, config.first_steps):
         parts.append(f"lr{config.lr:g}")
     if with_hook:
-        parts.append(re.sub(r"[^\w.]", "_", config.hook.removesuffix(".output"), flags=re.ASCII))
+        parts += [_folder_part(hook) for hook in config.all_hooks]
     return "-".join(parts)
+
+
+def _folder_part(hook: str) -> str:
+    return re.sub(r"[^\w.]", "_", hook.removesuffix(".output"), flags=re.ASCII)

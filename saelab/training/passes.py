@@ -135,8 +135,9 @@ def _new_or_resumed(
         seed=config.data_seed,
         pool_rows=config.pool_rows,
         total_rows=config.steps * config.batch,
+        gradients=any(member.config.recipe.traits.loss_gradients for member in members),
     )
-    hooks = list(dict.fromkeys(member.config.hook for member in members))
+    hooks = list(dict.fromkeys(hook for member in members for hook in member.config.all_hooks))
     stream = source.open(hooks, order, None if checkpoint is None else checkpoint.position)
     training = TrainingPass(members, stream, plan.checkpoints, plan.may_park)
     try:

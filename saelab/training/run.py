@@ -52,18 +52,23 @@ class Run:
         """Load the trained SAE."""
         return load_sae(self.path / SAE)
 
-    def activation_statistics(self) -> HookStatistics:
+    def activation_statistics(self, hook: str | None = None) -> HookStatistics:
         """Return the statistics of the activations that it was trained on, as they were at its start.
+
+        Args:
+            hook: Module path of one of its hookpoints; the one that it reads where not given.
 
         Raises:
             DamagedFileError: They are missing or damaged.
         """
+        hook = hook or self.config.hook
         manifest = read_manifest(self.path, "run")
         check_file(self.path, ACTIVATIONS, manifest)
-        mean = read_tensors(self.path / ACTIVATIONS).get("mean")
-        if mean is None or mean.dim() != 1:
-            raise DamagedFileError(f"{self.path / ACTIVATIONS} holds no mean")
-        return HookStatistics.from_parts(manifest.content.get("statistics"), mean)
+        mean = read_tensors(self.path / ACTIVATIONS).get(f"mean.{hook}")
+        scalars = manifest.content.get("statistics")
+        if mean is None or mean.dim() != 1 or not isinstance(scalars, dict):
+            raise DamagedFileError(f"{self.path / ACTIVATIONS} holds no mean of {hook}")
+        return HookStatistics.from_parts(scalars.get(hook), mean)
 
 
 def read_config(folder: Path) -> TrainConfig:

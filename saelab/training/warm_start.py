@@ -91,9 +91,16 @@ def _require_same_form(warm: WarmStart, config: TrainConfig) -> None:
             f"--init-from {warm.path} has {theirs.d_sae:,} features, this run is to have {config.width:,}; "
             f"leave --width out, or give --width {theirs.d_sae}"
         )
-    if theirs.input_hooks != (config.hook,) or not theirs.apply_b_dec_to_input:
+    if not config.recipe.traits.warm_start:
+        raise UsageError(f"--init-from: {config.recipe.name} cannot go on from the weights of a finished SAE")
+    if theirs.apply_b_dec_to_input != config.recipe.traits.input_bias or theirs.has_skip:
         raise UsageError(
-            f"--init-from {warm.path} reads {', '.join(theirs.input_hooks)}, this run {config.hook}; "
+            f"--init-from {warm.path} was trained as {theirs.recipe}, whose weights mean something else than those "
+            f"of {config.recipe.name}"
+        )
+    if theirs.input_hooks != config.input_hooks or theirs.output_hooks != config.target_hooks:
+        raise UsageError(
+            f"--init-from {warm.path} reads {', '.join(theirs.input_hooks)}, this run {', '.join(config.input_hooks)}; "
             "start from an SAE of the same hookpoint"
         )
     kinds = (theirs.input_normalisation.kind, config.normalisation)

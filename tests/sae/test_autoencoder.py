@@ -8,7 +8,7 @@ from saelab.sae.autoencoder import SAEParameters, SparseAutoencoder
 from saelab.sae.config import Normalisation, SAEConfig
 from saelab.sae.feature_statistics import FeatureAccumulator
 from saelab.sae.files import load_feature_statistics, load_optional_theta, load_sae, sae_identity, save_sae
-from saelab.sae.fold import fold_scale
+from saelab.sae.fold import Scales, fold
 from saelab.sae.normalisation import denormalise, normalise, scale_to_unit_coordinates
 from saelab.storage.manifest import write_manifest
 from saelab.storage.tensors import read_tensors, write_tensors
@@ -25,11 +25,15 @@ def config(**changes):
             "d_out": D_IN,
             "d_sae": D_SAE,
             "input_hooks": ("model.layers.2.output",),
+            "input_widths": (D_IN,),
             "output_hooks": ("model.layers.2.output",),
+            "output_widths": (D_IN,),
             "hook_aliases": ("blocks.2.hook_resid_post",),
             "input_normalisation": Normalisation(),
             "target_normalisation": Normalisation(),
             "apply_b_dec_to_input": True,
+            "has_skip": False,
+            "attribution": None,
             "inference": {"name": "per_token", "k": 3},
             "units": "raw",
             "model_identity": "abc",
@@ -39,6 +43,10 @@ def config(**changes):
         }
         | changes
     )
+
+
+def scales(of_input, of_target, *, apply_b_dec_to_input):
+    return Scales(((D_IN, of_input),), ((D_IN, of_target),), apply_b_dec_to_input)
 
 
 @pytest.fixture
@@ -130,9 +138,10 @@ def test_the_wrong_width_is_refused_before_any_work(sae):
             {"target_normalisation": {"kind": "layer_norm", "factor": 1.0}},
             "which only the same normalisation",
         ),
+        ({"d_out": 7}, "do not make up 7"),
         ({"inference": {"name": "magic"}}, "magic"),
         ({"inference": {"name": "threshold"}}, "lacks theta"),
-        ({"d_out": 7}, "W_dec is torch.float32 of shape"),
+        ({"d_out": 7, "output_widths": [7]}, "W_dec is torch.float32 of shape"),
     ],
 )
 def test_a_config_with_an_unknown_or_wrong_field_is_an_error(sae, tmp_path, change, message):
@@ -229,7 +238,7 @@ def test_folding_equals_scaling_at_every_token(sae, x):
         SAEParameters(**{name: getattr(sae, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}),
     )
     parameters = SAEParameters(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
-    folded = fold_scale(parameters, None, how, how, apply_b_dec_to_input=True)
+    folded = fold(parameters, None, None, None, scales(how, how, apply_b_dec_to_input=True))
     raw = SparseAutoencoder(config(), folded.parameters)
     torch.testing.assert_close(raw(x), unfolded(x))
     torch.testing.assert_close(raw.encode(x).dense(), unfolded.encode(x).dense() / 2.5)
@@ -239,8 +248,8 @@ def test_different_scales_fold_for_a_transcoder_and_are_refused_with_a_pre_bias(
     parameters = SAEParameters(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
     s, t = Normalisation(kind="scale", factor=2.0), Normalisation(kind="scale", factor=5.0)
     with pytest.raises(SaelabError, match="cannot fold input scale"):
-        fold_scale(parameters, None, s, t, apply_b_dec_to_input=True)
-    folded = fold_scale(parameters, None, s, t, apply_b_dec_to_input=False)
+        fold(parameters, None, None, None, scales(s, t, apply_b_dec_to_input=True))
+    folded = fold(parameters, None, None, None, scales(s, t, apply_b_dec_to_input=False))
     plain = {"apply_b_dec_to_input": False}
     unfolded = SparseAutoencoder(config(input_normalisation=s, target_normalisation=t, **plain), parameters)
     torch.testing.assert_close(SparseAutoencoder(config(**plain), folded.parameters)(x), unfolded(x))

@@ -245,7 +245,7 @@ def test_another_setting_is_refused_with_the_difference(configs, store, tmp_path
     train_group(configs[:2], store, tmp_path / "group")
     with pytest.raises(UsageError, match=r"group of another configuration \(batch: 64 there, 32 now\)"):
         train_group([replace(config, batch=32) for config in configs[:2]], store, tmp_path / "group")
-    with pytest.raises(UsageError, match="may differ in recipe, hook, width, lr, seed only, not in batch"):
+    with pytest.raises(UsageError, match=r"may differ in recipe, hook, .* only, not in batch"):
         train_group([configs[0], replace(configs[1], batch=32)], store, tmp_path / "other")
 
 

@@ -27,11 +27,11 @@ def test_the_geometric_median_ignores_far_points_and_solves_known_cases():
 
 def test_initial_weights_are_tied_unit_directions_around_the_median():
     sample = torch.randn(500, D_IN, generator=torch.Generator().manual_seed(3)) + 5
-    params = initial_parameters(sample, D_SAE, seed=7)
+    params = initial_parameters(sample, sample, D_SAE, seed=7, tied=True)
     torch.testing.assert_close(params.W_dec.norm(dim=1), torch.ones(D_SAE))
     assert torch.equal(params.W_enc, params.W_dec.T)
     assert params.W_enc.T.is_contiguous()
     assert torch.equal(params.b_dec, geometric_median(sample))
-    again = initial_parameters(sample, D_SAE, seed=7)
+    again = initial_parameters(sample, sample, D_SAE, seed=7, tied=True)
     assert torch.equal(again.W_dec, params.W_dec)
-    assert not torch.equal(initial_parameters(sample, D_SAE, seed=8).W_dec, params.W_dec)
+    assert not torch.equal(initial_parameters(sample, sample, D_SAE, seed=8, tied=True).W_dec, params.W_dec)

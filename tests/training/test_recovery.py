@@ -47,7 +47,7 @@ def test_the_folded_sae_reproduces_the_trained_one_in_raw_units(store, make_conf
         trainer.params.b_enc.normal_(generator=torch.Generator().manual_seed(0))
     x = store.rows(None, "train", 0, 64).x
     sae, _ = finished_sae(trainer, source)
-    factor = trainer.normalisation.factor
+    factor = trainer.views.inputs[0].normalisation.factor
     u = (x * factor - trainer.params.b_dec) @ trainer.params.W_enc + trainer.params.b_enc
     kept = torch.zeros_like(u).scatter(1, u.topk(4, dim=1).indices, 1.0)
     expected = ((torch.relu(u) * kept) @ trainer.params.W_dec + trainer.params.b_dec) / factor

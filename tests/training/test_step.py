@@ -7,8 +7,10 @@ from saelab.sae.autoencoder import SAEParameters
 from saelab.sae.config import Normalisation
 from saelab.training.dead import DeadFeatureTracker
 from saelab.training.objectives import aux_k, normalised_mse
+from saelab.training.recipes.moments import Clock
 from saelab.training.recipes.topk import TopK
 from saelab.training.step import Step
+from saelab.training.views import HookRows, View, Views
 from saelab_kernels.adam import SparseAdam
 from saelab_kernels.adam_state import AdamOptions, Weights
 
@@ -34,16 +36,17 @@ def x():
 
 
 def run_step(params, x, dead, factor=1.7, variance=3.0):
+    view = View("hook", D_IN, Normalisation(kind="scale", factor=factor))
     step = Step(
         params=params,
         recipe=TopK(k=K),
-        normalisation=Normalisation(kind="scale", factor=factor),
+        views=Views((view,), (view,)),
         variance=variance,
         aux_k=AUX_K,
         aux_coefficient=COEFFICIENT,
     )
     tracker = DeadFeatureTracker(torch.where(dead, 100, 0), after_tokens=50)
-    result = step.run(x, {}, tracker, 0)
+    result = step.run({"hook": HookRows(x)}, {}, tracker, Clock(0, 100, TOKENS))
     return result, gradients_of(params, result)
 
 
@@ -51,7 +54,7 @@ def gradients_of(params, result):
     """What the optimiser makes of a step's terms: the first moment after one step with beta1 = 0."""
     copies = {name: t.clone(memory_format=torch.preserve_format) for name, t in params.named().items()}
     adam = SparseAdam(Weights(**copies), AdamOptions(beta1=0.0, unit_rows=False))
-    adam.step(result.terms, 0.0)
+    adam.step(result.found.terms, 0.0)
     return {name: adam.state_tensors()[f"{name}.exp_avg"] for name in copies}
 
 
@@ -99,10 +102,10 @@ def test_aux_k_moves_only_dead_rows_and_reaches_their_encoder(params, x):
 def test_metrics_of_a_step_have_closed_forms(params, x):
     result, _ = run_step(params, x, torch.zeros(D_SAE, dtype=torch.bool))
     target = 1.7 * x
-    x_hat = result.code.dense() @ params.W_dec + params.b_dec
+    x_hat = result.found.code.dense() @ params.W_dec + params.b_dec
     expected = (target - x_hat).square().sum(1).mean() / 3.0
     torch.testing.assert_close(result.metrics["fvu"], expected.detach())
-    assert result.metrics["l0"] == (result.code.dense() > 0).sum(1).double().mean()
+    assert result.metrics["l0"] == (result.found.code.dense() > 0).sum(1).double().mean()
     assert result.metrics["aux"] == 0
 
 

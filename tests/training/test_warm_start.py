@@ -35,10 +35,10 @@ def test_the_first_weights_are_those_of_the_sae_in_the_units_of_the_new_run(trai
     config = replace(config, init_from=warm.identity)
     member = make_member("state", config, StoreSource(other), tmp_path, warm)
     sae = trained.sae()
-    factor = member.normalisation.factor
+    factor = member.views.inputs[0].normalisation.factor
     assert factor != pytest.approx(1.0)
     raw = other.rows(None, "train", 0, 64).x
-    scaled = normalise(raw, member.normalisation)[0] - member.params.b_dec
+    scaled = normalise(raw, member.views.inputs[0].normalisation)[0] - member.params.b_dec
     u = scaled @ member.params.W_enc + member.params.b_enc
     expected = factor * ((raw - sae.b_dec) @ sae.W_enc + sae.b_enc)
     torch.testing.assert_close(u, expected, rtol=1e-4, atol=1e-4)

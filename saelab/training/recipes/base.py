@@ -1,100 +1,107 @@
-"""What a recipe is: five moments of a training run, over named tensors of state."""
+"""What a recipe is: the moments of a training run at which methods differ."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from saelab.activations.statistics import HookStatistics
+import torch
+
 from saelab.sae.autoencoder import SAEParameters
-from saelab_kernels.code import SparseCode
+from saelab.training.dead import DeadFeatureTracker, aux_features
+from saelab.training.forward import sparse_forward
+from saelab.training.objectives import normalised_mse
+from saelab.training.rates import default_lr
+from saelab.training.recipes.moments import (
+    AuxFeatures,
+    Clock,
+    Forward,
+    InferenceForm,
+    Inputs,
+    Leaves,
+    Loss,
+    Rows,
+    RuleTensors,
+    Setup,
+    State,
+    Traits,
+)
 from saelab_kernels.rules import Rule
-from saelab_kernels.shapes import Float, Tensor
+from saelab_kernels.select import encode_select
 
-State = dict[str, Tensor]
-"""A recipe's own tensors; they are checkpointed and never hidden elsewhere."""
-
-
-class RuleTensors(NamedTuple):
-    """The tensors that an allocation rule needs beside it."""
-
-    budgets: Tensor | None = None
-    theta: Tensor | None = None
-    scale: Tensor | None = None
-
-
-class Leaves(NamedTuple):
-    """The small tensors over which autograd runs in a step; every objective is a function of them."""
-
-    target: Float[Tensor, "tokens d_out"]
-    """What is to be reconstructed, in normalised units; needs no gradient."""
-    error: Float[Tensor, "tokens d_out"]
-    """`x_hat - target`; its gradient, which is that of the reconstruction, is handed to the kernels."""
-    squares: Float[Tensor, " tokens"]
-    """`|error|^2` of each token, computed with it; no leaf."""
-    code: SparseCode
-    """The allocated code; the gradient of ``code.values`` is handed to the kernels."""
-
-
-class Loss(NamedTuple):
-    """An objective's value and its parts."""
-
-    total: Float[Tensor, ""]
-    """What is minimised."""
-    terms: dict[str, Tensor]
-    """Parts that are logged by name, 0-dimensional, detached."""
-
-
-class InferenceForm(NamedTuple):
-    """How the finished SAE allocates."""
-
-    rule: Rule
-    theta: Tensor | None = None
-    """Threshold that the rule uses, in normalised units."""
-    optional_theta: Tensor | None = None
-    """A calibrated threshold that the rule does not use but readers may want, in normalised units."""
+if TYPE_CHECKING:
+    from saelab_kernels.request import Selection
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe(ABC):
-    """Allocation, objective and state of one published method; a subclass is one file."""
+    """Allocation, objective, parameter rules and state of one published method; a subclass is one file.
+
+    Most methods are a `rule`, sometimes an `objective`, and `finalise`. A method whose forward pass is
+    another one (several decodes, gates, tied weights) replaces `forward`.
+    """
 
     name: ClassVar[str]
+    traits: ClassVar[Traits] = Traits()
 
-    def init(self, params: SAEParameters, statistics: HookStatistics) -> State:
-        """Return the recipe's own tensors before the first step."""
+    @abstractmethod
+    def check(self, d_sae: int) -> None:
+        """Refuse options that cannot work with a dictionary of ``d_sae`` features (UsageError)."""
+
+    def default_lr(self, width: int, steps: int) -> float:
+        """Return the peak learning rate where the user gives none."""
+        return default_lr(width, steps)
+
+    def init(self, params: SAEParameters, setup: Setup) -> State:
+        """Return the recipe's own tensors before the first step; may change ``params`` in place."""
         return {}
 
     @abstractmethod
-    def rule(self, state: State, step: int) -> tuple[Rule, RuleTensors]:
+    def rule(self, state: State, clock: Clock) -> tuple[Rule, RuleTensors]:
         """Return the allocation rule of this step."""
 
-    @abstractmethod
-    def objective(self, leaves: Leaves, state: State, variance: float) -> Loss:
-        """Return the loss of a batch; ``variance`` is the fixed total variance of the target."""
+    def select(self, inputs: Inputs, params: SAEParameters, state: State, clock: Clock) -> Selection:
+        """Encode a batch and allocate."""
+        rule, tensors = self.rule(state, clock)
+        return encode_select(
+            inputs.encoder, params.W_enc, params.b_enc, rule, sort=False, **tensors._asdict()
+        )
 
-    def after_step(self, params: SAEParameters, code: SparseCode, state: State, step: int) -> State:
-        """Return the state after the optimiser's step."""
+    def objective(self, leaves: Leaves, state: State, clock: Clock, variance: float) -> Loss:
+        """Return the loss of a batch; ``variance`` is the fixed total variance of the target."""
+        return Loss(normalised_mse(leaves.error, leaves.squares, variance), {})
+
+    def forward(
+        self, inputs: Inputs, params: SAEParameters, state: State, clock: Clock, variance: float
+    ) -> Forward:
+        """Encode, decode, and find the gradients of the leaves."""
+        selection = self.select(inputs, params, state, clock)
+        own = {name: state[name] for name in self.traits.own_parameters}
+        return sparse_forward(
+            selection, inputs, params, own, lambda leaves: self.objective(leaves, state, clock, variance)
+        )
+
+    def aux(
+        self, inputs: Inputs, params: SAEParameters, tracker: DeadFeatureTracker, state: State, aux_k: int
+    ) -> AuxFeatures | None:
+        """Return the features that try to explain the residual (AuxK: the dead ones), or None."""
+        return aux_features(inputs.encoder, params, tracker.dead, aux_k)
+
+    @torch.no_grad()
+    def after_step(self, params: SAEParameters, found: Forward, state: State, clock: Clock) -> State:
+        """Return the state after the optimiser's step; ``found`` is what the step before it found."""
         return state
 
     @abstractmethod
-    def finalise(
-        self, params: SAEParameters, state: State, encoder_inputs: Callable[[int], Iterable[Tensor]]
-    ) -> InferenceForm:
+    def finalise(self, params: SAEParameters, state: State, rows: Rows) -> InferenceForm:
         """Return the inference form, calibrated on frozen weights.
 
         Args:
             params: The trained weights, in normalised units.
             state: The recipe's state.
-            encoder_inputs: Given a number of rows, yields about so many of what the encoder sees, in
-                batches ``[tokens, d_in]`` that are spread over all training rows.
+            rows: Gives training rows as the encoder sees them.
         """
-
-    @abstractmethod
-    def check(self, d_sae: int) -> None:
-        """Refuse options that cannot work with a dictionary of ``d_sae`` features (UsageError)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe's name and options as plain JSON values."""

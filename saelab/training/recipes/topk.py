@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,8 +10,8 @@ import torch
 
 from saelab.errors import UsageError
 from saelab.sae.autoencoder import SAEParameters
-from saelab.training.objectives import normalised_mse
-from saelab.training.recipes.base import InferenceForm, Leaves, Loss, Recipe, RuleTensors, State
+from saelab.training.recipes.base import Recipe
+from saelab.training.recipes.moments import Clock, InferenceForm, Rows, RuleTensors, State
 from saelab_kernels.rules import PerBatch, PerToken, Rule
 from saelab_kernels.select import encode_select
 from saelab_kernels.shapes import Tensor
@@ -41,18 +41,11 @@ class TopK(Recipe):
         if not 1 <= self.k <= d_sae:
             raise UsageError(f"topk: k must be a whole number from 1 to the width {d_sae}, not {self.k}")
 
-    def rule(self, state: State, step: int) -> tuple[Rule, RuleTensors]:
+    def rule(self, state: State, clock: Clock) -> tuple[Rule, RuleTensors]:
         return PerToken(self.k), RuleTensors()
 
-    def objective(self, leaves: Leaves, state: State, variance: float) -> Loss:
-        return Loss(normalised_mse(leaves.error, leaves.squares, variance), {})
-
-    def finalise(
-        self, params: SAEParameters, state: State, encoder_inputs: Callable[[int], Iterable[Tensor]]
-    ) -> InferenceForm:
-        return InferenceForm(
-            PerToken(self.k), optional_theta=self._threshold(params, encoder_inputs(THRESHOLD_TOKENS))
-        )
+    def finalise(self, params: SAEParameters, state: State, rows: Rows) -> InferenceForm:
+        return InferenceForm(PerToken(self.k), optional_theta=self._threshold(params, rows(THRESHOLD_TOKENS)))
 
     def _threshold(self, params: SAEParameters, encoder_inputs: Iterable[Tensor]) -> Tensor:
         """Return the value that the `k * tokens` largest pre-activations of a sample exceed (derived).

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from saelab.activations.store import Store
     from saelab.api import (
         cache,
+        compare,
         cache_inputs,
         evaluate,
         evaluate_many,
@@ -44,6 +45,7 @@ _HOMES = {
     "TopK": "saelab.training.recipes.topk",
     "UsageError": "saelab.errors",
     "cache": "saelab.api",
+    "compare": "saelab.api",
     "cache_inputs": "saelab.api",
     "evaluate": "saelab.api",
     "evaluate_many": "saelab.api",
@@ -68,6 +70,7 @@ __all__ = [
     "TopK",
     "UsageError",
     "cache",
+    "compare",
     "cache_inputs",
     "evaluate",
     "evaluate_many",

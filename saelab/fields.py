@@ -66,7 +66,7 @@ def _read(hint: Any, value: Any, where: str, name: str, error: type[SaelabError]
             return value
         raise error(f"{where}: {name} is {value!r}; choose one of {', '.join(map(str, arguments))}")
     if origin is tuple:
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return tuple(_read(arguments[0], item, where, name, error) for item in value)
         raise error(f"{where}: {name} is {value!r}, not a list")
     if origin is dict:

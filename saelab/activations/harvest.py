@@ -14,6 +14,7 @@ import torch
 
 from saelab.activations.rounding import round_to
 from saelab.activations.spec import HarvestConfig
+from saelab.activations.uniform import uniform_numbers
 from saelab.errors import SaelabError
 from saelab.lm.hooks import Hookpoint
 from saelab.lm.load import LanguageModel
@@ -159,7 +160,10 @@ class Harvester:
         # The same predictions as `predictions_that_count`: a document's end is followed by a BOS.
         followed = rows.real.roll(-1, dims=1) & (rows.ids.roll(-1, dims=1) != self.sequences.bos_token_id)
         followed[:, -1] = False
-        _, found, _ = capture_with_gradients(self.lm, rows.ids, self.hookpoints, rows.keep & followed)
+        sampled = self.config.gradient_labels == "sampled"
+        uniform = uniform_numbers(rows.index, self.config.gradient_seed) if sampled else None
+        counted = rows.keep & followed
+        _, found, _ = capture_with_gradients(self.lm, rows.ids, self.hookpoints, counted, uniform)
         gradients = {hookpoint: gradient.cpu() for hookpoint, gradient in found.items()}
         for hookpoint, gradient in gradients.items():
             self._require_finite("gradients", hookpoint, gradient, rows)

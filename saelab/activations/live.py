@@ -33,8 +33,8 @@ from saelab_kernels.shapes import Tensor
 POOLS_IN_MEMORY = 4
 """The first one, which is kept, the one that is consumed, and the one that is made, twice while it is joined."""
 
-# Named by hashes, or (the places that are read) without a part in the rows.
-_NOT_IN_SETTINGS = ("model", "text", "at")
+# Named by hashes, or without a part in the rows: the places that are read, whether gradients stand beside the rows.
+_NOT_IN_SETTINGS = ("model", "text", "at", "gradients")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class LiveHook:
     module_path: str
     alias: str | None
     d_in: int
+    has_gradients: bool
+    """Whether the stream gives gradients beside the activations."""
 
 
 def live_identity(config: LiveConfig, model: dict[str, Any]) -> str:
@@ -106,7 +108,8 @@ class LiveSource:
 
     @property
     def hooks(self) -> tuple[LiveHook, ...]:
-        return tuple(LiveHook(hp.module_path, hp.alias, hp.d_in) for hp in self._hookpoints)
+        gradients = self.config.gradients
+        return tuple(LiveHook(hp.module_path, hp.alias, hp.d_in, gradients) for hp in self._hookpoints)
 
     def hook(self, name: str | None) -> LiveHook:
         return find_hook(self.hooks, name, "the live stream")
@@ -148,7 +151,8 @@ class LiveSource:
 
     def pool_bytes(self, hooks: Iterable[str], pool_rows: int) -> int:
         width = sum(hook.d_in for hook in self.hooks)  # a pool holds all of them
-        return POOLS_IN_MEMORY * pool_rows * width * ITEM_BYTES[self.config.dtype]
+        kept = 2 if self.config.gradients else 1
+        return POOLS_IN_MEMORY * pool_rows * width * ITEM_BYTES[self.config.dtype] * kept
 
     def open(self, hooks: Sequence[str], order: Order, position: dict[str, Any] | None) -> RowStream:
         if order.pool_rows != self.config.pool_rows:

@@ -7,7 +7,7 @@ function of a seed and a position, and rows spread over the data for calibration
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from saelab.activations.facts import NamedHook, StoredHook
 from saelab.activations.spec import ITEM_BYTES
 from saelab.activations.statistics import HookStatistics
 from saelab.activations.store import Store
-from saelab.activations.stream import POOL_BYTES, Batch, StoreStream
+from saelab.activations.stream import POOL_BYTES, Batch, StoreStream, widest_row_bytes
 from saelab.interrupts import StopRequest
 from saelab.lm.identity import ModelIdentity
 from saelab_kernels.shapes import Tensor
@@ -50,6 +50,11 @@ class SourceHook(NamedHook, Protocol):
     @property
     def d_in(self) -> int:
         """Width of the activations."""
+        ...
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether gradients of the model's loss stand beside the activations."""
         ...
 
 
@@ -186,7 +191,7 @@ class StoreSource:
 
     def default_pool_rows(self, hook: str) -> int:
         # The same for all hookpoints of a store, so that they can be trained on one pass.
-        return POOL_BYTES // max(self._row_bytes(stored.module_path) for stored in self.hooks)
+        return POOL_BYTES // widest_row_bytes(self.store)
 
     def pool_bytes(self, hooks: Iterable[str], pool_rows: int) -> int:
         return sum(
@@ -194,7 +199,8 @@ class StoreSource:
         )
 
     def open(self, hooks: Sequence[str], order: Order, position: dict[str, Any] | None) -> RowStream:
-        return _StorePass(self.store, hooks, order, 0 if position is None else position["rows"])
+        places = {hook: (self.store, hook) for hook in hooks}
+        return StorePass(places, order, position, widest_row_bytes(self.store))
 
     def describe(self, folder: Path) -> dict[str, Any]:
         path = os.path.relpath(self.store.path.resolve(), folder.resolve())
@@ -205,24 +211,38 @@ class StoreSource:
         return stored.d_in * ITEM_BYTES[stored.dtype]
 
 
-class _StorePass:
-    """One stream for each hookpoint, in step with one another."""
+class StorePass:
+    """One stream for each hookpoint, in step with one another.
 
-    def __init__(self, store: Store, hooks: Sequence[str], order: Order, cursor: int) -> None:
+    Args:
+        places: The store of each hookpoint and its name there; the stores hold the same tokens.
+        order: What decides the order of the rows,
+        position: Where an earlier pass stood; None for the start.
+        row_bytes: and what blocks and pools are measured with.
+    """
+
+    def __init__(
+        self,
+        places: Mapping[str, tuple[Store, str]],
+        order: Order,
+        position: dict[str, Any] | None,
+        row_bytes: int,
+    ) -> None:
         with ExitStack() as opened:
             self._streams = {
                 hook: opened.enter_context(
                     StoreStream(
                         store,
-                        hook,
+                        name,
                         batch_size=order.batch,
                         seed=order.seed,
-                        cursor=cursor,
+                        cursor=0 if position is None else position["rows"],
                         pool_rows=order.pool_rows,
+                        row_bytes=row_bytes,
                         with_gradients=order.gradients,
                     )
                 )
-                for hook in hooks
+                for hook, (store, name) in places.items()
             }
             self._opened = opened.pop_all()
 

@@ -12,6 +12,7 @@ from saelab.text.spec import CHAT_COLUMNS, TextSpec
 
 ConfigT = TypeVar("ConfigT", bound="HarvestConfig")
 StoredDtype = Literal["bfloat16", "float16", "float32"]
+GradientLabels = Literal["true", "sampled"]
 ITEM_BYTES: dict[StoredDtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -42,6 +43,11 @@ class HarvestConfig:
     """Store the next-token loss of every token (needs the full forward pass)."""
     gradients: bool = False
     """Store the gradient of the summed loss at every activation (includes the losses)."""
+    gradient_labels: GradientLabels = "true"
+    """Labels of that loss: the tokens that follow, which tells the gradient what comes next, or tokens sampled from
+    the model's own predictions, which does not."""
+    gradient_seed: int = 0
+    """With the position of a token in the token stream (live: of the pool) it decides the sampled label."""
     batch_rows: int = 16
     """Rows of tokens in one forward pass; part of the result to the last bit."""
 
@@ -70,6 +76,12 @@ class HarvestConfig:
                 f"cache: the column {self.text.column!r} holds conversations, which the packing {self.packing!r} "
                 "does not read: choose --packing conversation"
             )
+        if self.gradient_labels not in ("true", "sampled"):
+            raise UsageError(
+                f"cache: gradient_labels {self.gradient_labels!r} is unknown; choose true or sampled"
+            )
+        if not 0 <= self.gradient_seed < 2**63:
+            raise UsageError(f"cache: gradient_seed is {self.gradient_seed}, it must be from 0 to 2^63 - 1")
         if self.dtype not in ITEM_BYTES:
             raise UsageError(f"cache: dtype {self.dtype!r} is unknown; choose one of {', '.join(ITEM_BYTES)}")
 

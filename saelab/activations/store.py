@@ -246,6 +246,12 @@ class Store:
         template = self._facts.provenance.get("chat_template")
         return template if isinstance(template, str) else None
 
+    @property
+    def label_seed(self) -> int | None:
+        """Seed of the labels that the model drew itself for the gradients; None where they are the true next tokens."""
+        seed = self._facts.provenance.get("gradient_seed")
+        return seed if isinstance(seed, int) else None
+
     @cached_property
     def documents(self) -> pyarrow.Table:
         """The documents: id, start, length, source, split, and whatever columns were kept."""

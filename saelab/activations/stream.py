@@ -72,6 +72,8 @@ class StoreStream:
         split: Which rows.
         cursor: Rows that were consumed before, over all epochs.
         pool_rows: Rows of a pool, approximately; by default `POOL_BYTES` of them. Part of the order.
+        row_bytes: What blocks and pools are measured with; by default the widest hookpoint of the store, so that
+            all its hookpoints come in one order. Streams of several stores in one order share the largest.
         read_threads: Threads that read.
         with_gradients: Also give the gradients.
 
@@ -89,6 +91,7 @@ class StoreStream:
         split: Split = "train",
         cursor: int = 0,
         pool_rows: int | None = None,
+        row_bytes: int | None = None,
         read_threads: int = 4,
         with_gradients: bool = False,
     ) -> None:
@@ -97,9 +100,8 @@ class StoreStream:
         self.batch_size, self.seed, self.with_gradients = batch_size, seed, with_gradients
         self.n_rows = store.n_rows(self.hook, split)
         self._check(cursor, pool_rows, read_threads)
-        # The widest hookpoint's, so that all hookpoints of a store come in one order; gradients are left out of
-        # it: with or without them the order is the same.
-        row_bytes = max(hook.d_in * ITEM_BYTES[hook.dtype] for hook in store.hooks)
+        # Gradients are left out of it: with or without them the order is the same.
+        row_bytes = row_bytes or widest_row_bytes(store)
         self._order = RowOrder(
             self.n_rows, seed, max(1, BLOCK_BYTES // row_bytes), pool_rows or POOL_BYTES // row_bytes
         )
@@ -208,6 +210,11 @@ class StoreStream:
     @property
     def _dtype(self) -> torch.dtype:
         return getattr(torch, self.hook.dtype)
+
+
+def widest_row_bytes(store: Store) -> int:
+    """Return the bytes of a row at the widest hookpoint of a store, without gradients."""
+    return max(hook.d_in * ITEM_BYTES[hook.dtype] for hook in store.hooks)
 
 
 def join_batches(pieces: list[Batch]) -> Batch:

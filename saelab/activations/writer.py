@@ -18,7 +18,7 @@ from saelab.activations.history import remember_identity
 from saelab.activations.plan import require_disk
 from saelab.activations.request import ReadText, Request, on_any_device
 from saelab.activations.shard_writer import ShardWriter
-from saelab.activations.spec import CacheConfig
+from saelab.activations.spec import CacheConfig, GradientLabels
 from saelab.activations.store import Store
 from saelab.activations.unfinished import UNFINISHED, Unfinished
 from saelab.errors import Interrupted
@@ -29,10 +29,12 @@ from saelab.storage.files import remove_leftovers, write_json
 from saelab.storage.manifest import MANIFEST_NAME
 from saelab.text.packing import TokenSequences
 
-GRADIENT_DEFINITION = (
-    "gradient of the summed next-token losses (nats) of the predictions that count, "
-    "with respect to the activation"
-)
+GRADIENT_DEFINITION: dict[GradientLabels, str] = {
+    "true": "gradient of the summed next-token losses (nats) of the predictions that count, with respect to the "
+    "activation; the labels are the tokens that follow, so that it tells what comes next",
+    "sampled": "gradient of the summed losses (nats) of the predictions that count, with respect to the activation; "
+    "the labels are sampled from the model's own predictions, by token position and gradient_seed",
+}
 LEFTOVERS = ("*", "hooks/*/*", "statistics/*", f"{UNFINISHED}/*")
 """Where files may lie that an interrupted writer left."""
 POLL_SECONDS = 0.2
@@ -232,6 +234,7 @@ class StoreWriter:
 
     def _provenance(self, masked_by_norm: int) -> dict[str, Any]:
         config = self.config
+        sampled = config.gradients and config.gradient_labels == "sampled"
         return {
             "made_from": "text",
             "text": asdict(config.text) | self.text.to_json(),
@@ -243,7 +246,9 @@ class StoreWriter:
             "mask_norm_ratio": config.mask_norm_ratio,
             "norm_limits": {hp.module_path: limit for hp, limit in self.harvester.norm_limits.items()},
             "masked_by_norm": masked_by_norm,
-            "gradients": GRADIENT_DEFINITION if config.gradients else None,
+            "gradients": GRADIENT_DEFINITION[config.gradient_labels] if config.gradients else None,
+            "gradient_labels": config.gradient_labels if config.gradients else None,
+            "gradient_seed": config.gradient_seed if sampled else None,
         }
 
     def _notes(self, n_rows: int, masked: int) -> tuple[str, ...]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from saelab.activations.source import ActivationSource, StoreSource
+from saelab.activations.aligned import source_of
+from saelab.activations.source import ActivationSource
 from saelab.activations.store import Store
 from saelab.errors import UsageError
 from saelab.interrupts import stop_on_signals
@@ -21,12 +22,12 @@ from saelab.training.run import Run
 from saelab.training.single import train_run
 from saelab.training.warm_start import open_warm_start
 
-if TYPE_CHECKING:
-    pass
+Source = ActivationSource | Store | Path | str | Sequence[Store | Path | str]
+"""Activations to train on: what `live` returned, a store or its folder, or several stores of the same tokens."""
 
 
 def train_config(
-    source: Store | ActivationSource,
+    source: Source,
     recipe: str | Recipe = "topk",
     *,
     at: str | Sequence[str] | None = None,
@@ -41,9 +42,9 @@ def train_config(
     """Make a checked training configuration with the defaults filled in.
 
     Args:
-        source: Activations to train on.
+        source: Activations to train on; see `train`.
         recipe: A recipe, or the name of one.
-        at: Hookpoint, where the source has several; several, for a recipe that joins them.
+        at: Hookpoint, where the source has several; several, for a recipe that joins them (all, where none is given).
         target_at: Hookpoint that is reconstructed, for a recipe that maps one to another.
         width: Number of features; ``x16`` (where none is given) means 16 times ``d_in``.
         tokens: Tokens to train on, passes over the data included.
@@ -60,7 +61,7 @@ def train_config(
 
 
 def train(
-    source: Store | ActivationSource | Path | str,
+    source: Source,
     recipe: str | Recipe = "topk",
     *,
     tokens: int | str,
@@ -81,7 +82,8 @@ def train(
     """Train an SAE into a new run folder, finish an interrupted run of the same options, or extend a shorter one.
 
     Args:
-        source: A store, its folder, or what `live` returned.
+        source: A store, its folder, or what `live` returned; or several stores of the same tokens for one
+            crosscoder, where the hookpoints of the second are called ``2:NAME``, of the third ``3:NAME``.
         recipe: A recipe, or the name of one.
         tokens: Tokens to train on; a larger number than the run in ``out`` has extends it.
         out: Folder of the run.
@@ -105,7 +107,7 @@ def train(
 
 
 def train_grid(
-    source: Store | ActivationSource | Path | str,
+    source: Source,
     grid: Grid,
     *,
     tokens: int | str,
@@ -142,7 +144,7 @@ def _one(
     return Grid(
         recipes=(recipe,),
         at=() if at is None else (at,) if isinstance(at, str) else tuple(at),
-        target_at=target_at,
+        target_at=() if target_at is None else (target_at,),
         widths=() if width is None else (width,),
         lrs=() if lr is None else (lr,),
         seeds=(seed,),
@@ -173,7 +175,9 @@ def _how(
         yield HowToTrain(stop=stop, resume=resume, log=tuple(log), quiet=quiet, warm=warm)
 
 
-def _source(source: Store | ActivationSource | Path | str) -> ActivationSource:
-    if isinstance(source, Path | str):
-        source = Store.open(source)
-    return StoreSource(source) if isinstance(source, Store) else source
+def _source(source: Source) -> ActivationSource:
+    if isinstance(source, Store | Path | str):
+        source = [source]
+    if isinstance(source, Sequence):
+        return source_of([part if isinstance(part, Store) else Store.open(part) for part in source])
+    return source

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Options(TextOptions, ModelOptions, Common):
     """Sparsity, reconstruction, density and loss recovered on held-out documents.
 
-    Runs at one hookpoint share one clean pass of the model. A group stands for its finished members.
+    Runs of the same hookpoints share one clean pass of the model. A group stands for its finished members. Metrics
+    are about what an SAE reconstructs; one that ranks features by gradients is measured without them and with them.
     """
 
     runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
@@ -112,15 +113,35 @@ _ROWS = (
 
 
 def describe_evaluation(record: dict[str, Any]) -> str:
-    """Return the metrics of one run as a table for a terminal."""
+    """Return the metrics of one run as a table for a terminal; of a g-SAE both inference forms side by side."""
     from saelab.evaluation.origin import describe_origin
 
+    ranked = record.get("with_gradients")
+    forms = [record] if ranked is None else [record, ranked]
     lines = [f"{record['run']}, {record['n_tokens']:,} {describe_origin(record['source'])}"]
-    for key, label, form in _ROWS:
-        value = record[key]
-        shown = (
-            form.format(value) if value is not None else f"not defined: {record['undefined'].get(key, '')}"
+    if record["input_hooks"] != record["output_hooks"]:
+        lines.append(
+            f"  reads {', '.join(record['input_hooks'])}, reconstructs {', '.join(record['output_hooks'])}"
         )
-        lines.append(f"  {label:<40} {shown}")
+    if ranked is not None:
+        lines.append(f"  {'features ranked':<40} {'without gradients':<20} with gradients (*)")
+    for key, label, form in _ROWS:
+        lines.append(_line(label, form, [one[key] for one in forms], record["undefined"].get(key, "")))
+        if key == "fvu":
+            for hook in record.get("fvu_by_hook", {}):
+                values = [one["fvu_by_hook"][hook] for one in forms]
+                why = record["undefined"].get(f"fvu_by_hook.{hook}", "")
+                lines.append(_line(f"  FVU of {hook}", form, values, why))
+    if ranked is not None:
+        lines.append(f"  (*) labels: {ranked['labels']}; {ranked['warning']}")
+    elif "with_gradients" in record["undefined"]:
+        lines.append(f"  with gradients: not measured: {record['undefined']['with_gradients']}")
     lines += [f"  warning: {warning}" for warning in record["warnings"]]
     return "\n".join(lines)
+
+
+def _line(label: str, form: str, values: list[float | None], why: str) -> str:
+    if values[0] is None:
+        return f"  {label:<40} not defined: {why}"
+    shown = ["not defined" if value is None else form.format(value) for value in values]
+    return f"  {label:<40} " + "".join(f"{value:<21}" for value in shown[:-1]) + shown[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from saelab.activations.spec import StoredDtype
+from saelab.activations.spec import GradientLabels, StoredDtype
 from saelab.cli.model_options import ModelOptions
 from saelab.cli.text_options import TextOptions
 
@@ -28,6 +28,10 @@ class HarvestOptions(ModelOptions, TextOptions):
     """Leave out activations with a norm above this multiple of the median."""
     batch_rows: int = 16
     """Sequences in one forward pass."""
+    gradient_labels: GradientLabels = "true"
+    """Labels of the loss whose gradients are taken: the tokens that follow, or tokens sampled from the model."""
+    gradient_seed: int = 0
+    """Decides the sampled labels, with the position of the token."""
 
     def harvest_settings(self, model: str, text: str) -> dict[str, Any]:
         """Return the fields of a `HarvestConfig` that these options decide.
@@ -45,4 +49,6 @@ class HarvestOptions(ModelOptions, TextOptions):
             "mask_first_positions": self.mask_first_positions,
             "mask_norm_ratio": self.mask_norm_ratio,
             "batch_rows": self.batch_rows,
+            "gradient_labels": self.gradient_labels,
+            "gradient_seed": self.gradient_seed,
         }

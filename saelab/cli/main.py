@@ -18,6 +18,8 @@ COMMANDS = {
     "cache": "write a model's activations on a text to disk",
     "train": "train an SAE on cached activations, or finish an interrupted run",
     "evaluate": "sparsity, reconstruction, density and loss recovered",
+    "compare": "one table and figures over runs, on the same tokens",
+    "synthetic": "how many planted features SAEs find, and how far seeds agree",
     "verify": "compare a folder with its checksums",
     "ls": "what is in a folder, how large, and from what",
     "bench": "the kernels and the training step, timed on this machine",

@@ -14,7 +14,7 @@ from saelab.cli.harvest_options import HarvestOptions
 from saelab.cli.options import Common, Count, OptionalCount, Result
 from saelab.errors import UsageError
 from saelab.quantities import parse_duration
-from saelab.training.recipes import RECIPES
+from saelab.training.recipes import make_recipe, recipe_names
 
 if TYPE_CHECKING:
     from saelab.activations.live import LiveSource
@@ -39,10 +39,15 @@ class Options(HarvestOptions, Common):
     """Tokens to train on, passes over the data included, for example 3M."""
     out: Path
     """Folder of the run, or of the group."""
+    with_stores: Annotated[tuple[Path, ...], tyro.conf.arg(name="with")] = ()
+    """Further stores of the same tokens, of other models, for one crosscoder: the hookpoints of the second are
+    called 2:NAME, of the third 3:NAME."""
     at: tuple[str, ...] = ()
-    """Hookpoints or patterns (``blocks.{1..3}.hook_mlp_out``); the only one of a store where none is given."""
-    target_at: str | None = None
-    """Hookpoint that is reconstructed, for recipes that map one hookpoint to another (transcoder)."""
+    """Hookpoints or patterns (``blocks.{1..3}.hook_mlp_out``); the only one of a store where none is given.
+    A crosscoder takes them together, all of its stores where none is given."""
+    target_at: tuple[str, ...] = ()
+    """Hookpoint that is reconstructed, for recipes that map one to another (transcoder); or as many, names or
+    patterns, as --at selects: they are paired in the order of the model."""
     arch: tuple[str, ...] = ("topk",)
     """Recipes: allocation, objective and their defaults."""
     k: tuple[int, ...] = ()
@@ -126,8 +131,8 @@ def recipe_options(options: Options) -> dict[str, dict[str, Any]]:
         UsageError: An assignment is malformed, or for a recipe that is not trained.
     """
     for name in options.arch:
-        if name not in RECIPES:
-            raise UsageError(f"--arch {name} is unknown; known: {', '.join(sorted(RECIPES))}")
+        if name not in (known := recipe_names()):
+            raise UsageError(f"--arch {name} is unknown; known: {', '.join(known)}")
     chosen: dict[str, dict[str, Any]] = {}
     for assignment in options.set:
         name, separator, value = assignment.partition("=")
@@ -145,13 +150,14 @@ def recipe_options(options: Options) -> dict[str, dict[str, Any]]:
 
 
 def _open_source(options: Options, lengths: tuple[int, ...]) -> ActivationSource:
-    from saelab.activations.source import StoreSource
-    from saelab.activations.store import Store
+    from saelab.activations.aligned import open_stores
 
     match options.source:
         case (store,):
-            _require_store(Path(store), options)
-            return StoreSource(Store.open(Path(store)))
+            stores = (Path(store), *options.with_stores)
+            for path in stores:
+                _require_store(path, options)
+            return open_stores(stores)
         case (model, text):
             return _open_live(options, model, text, lengths)
     raise UsageError(
@@ -187,13 +193,18 @@ def _open_live(options: Options, model: str, text: str, lengths: tuple[int, ...]
         raise UsageError(
             "--skip-nonfinite is for a store: a live stream stops at activations that are not finite"
         )
+    if options.with_stores:
+        raise UsageError(
+            "--with names a store of the same tokens as the STORE before it; cache the model first"
+        )
     if not options.at:
         raise UsageError("name at least one hookpoint (--at); `saelab hooks MODEL` lists them")
     first_length = lengths[0] if lengths else options.tokens
     config = LiveConfig(
         **options.harvest_settings(model, text),
-        at=options.at,
+        at=(*options.at, *options.target_at),
         pool_rows=options.pool_rows or min(DEFAULT_POOL_ROWS, first_length),
+        gradients=any(make_recipe(name, {}).traits.loss_gradients for name in options.arch),
     )
     return LiveSource(config)
 
@@ -202,16 +213,16 @@ def _grid(options: Options, source: ActivationSource) -> Grid:
     from saelab.lm.hooks import Hookpoint, resolve_all
     from saelab.training.grid import Grid
 
-    if len(options.source) == 2:  # resolved when the model was opened
-        at = tuple(hook.module_path for hook in source.hooks)
-    else:
-        stored = [Hookpoint(hook.module_path, hook.alias, hook.d_in) for hook in source.hooks]
-        at = tuple(found.module_path for found in resolve_all(options.at, stored)) if options.at else ()
+    hookpoints = [Hookpoint(hook.module_path, hook.alias, hook.d_in) for hook in source.hooks]
+
+    def resolved(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(found.module_path for found in resolve_all(names, hookpoints)) if names else ()
+
     return Grid(
         recipes=options.arch,
         k=options.k,
-        at=at,
-        target_at=options.target_at,
+        at=resolved(options.at),
+        target_at=resolved(options.target_at),
         widths=options.width,
         lrs=options.lr,
         seeds=options.seed,

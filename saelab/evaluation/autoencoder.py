@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 from saelab.activations.store import Store, StoredHook
 from saelab.errors import UsageError
+from saelab.evaluation.places import Places, require_hooks
 from saelab.sae.autoencoder import Reconstruction
 from saelab.sae.config import SAEConfig
 from saelab.sae.model_match import ModelMismatch, require_same_model
@@ -30,42 +31,56 @@ class Autoencoder(Protocol):
         """Decoder; the SAE computes on its device."""
         ...
 
-    def encode(self, x: Float[Tensor, "tokens d_in"]) -> SparseCode:
-        """Return the active features of each token."""
+    def encode(
+        self, x: Float[Tensor, "tokens d_in"], gradients: Float[Tensor, "tokens d_out"] | None = None
+    ) -> SparseCode:
+        """Return the active features of each token; gradients are given to a g-SAE alone."""
         ...
 
-    def reconstruct(self, x: Float[Tensor, "tokens d_in"]) -> Reconstruction:
+    def reconstruct(
+        self, x: Float[Tensor, "tokens d_in"], gradients: Float[Tensor, "tokens d_out"] | None = None
+    ) -> Reconstruction:
         """Encode and decode."""
         ...
 
 
+class Form(NamedTuple):
+    """An SAE in one of its inference forms; each is measured by itself."""
+
+    sae: Autoencoder
+    uses_gradients: bool = False
+    """Whether features are ranked by the gradients of the model's loss too (g-SAE)."""
+
+
 def require_fit(
-    sae: Autoencoder, store: Store, hook: StoredHook, *, allow_model_mismatch: bool = False
+    sae: Autoencoder, store: Store, hook: StoredHook | None = None, *, allow_model_mismatch: bool = False
 ) -> ModelMismatch | None:
     """Refuse an SAE that does not belong to these activations, before any work.
+
+    Args:
+        sae: The SAE.
+        store: It must hold all that the SAE reads and reconstructs.
+        hook: The one hookpoint that is going to be read; None for whatever the SAE reads.
+        allow_model_mismatch: Accept another model that fits.
 
     Returns:
         The mismatch where they are those of another model that fits and that is allowed.
 
     Raises:
-        UsageError: It reads another hookpoint, another width or another model's activations, or
-            reconstructs something else than what it reads.
+        UsageError: It reads another hookpoint, the store lacks one, or it is of another width or model.
     """
     config = sae.config
-    if config.input_hooks != (hook.module_path,):
+    if hook is not None and config.input_hooks != (hook.module_path,):
         raise UsageError(
             f"evaluate: the SAE reads {', '.join(config.input_hooks)}, not {hook.module_path}; "
             "name the hookpoint that it was trained at"
         )
-    if config.output_hooks != config.input_hooks:
-        raise UsageError(
-            f"evaluate: the SAE reconstructs {', '.join(config.output_hooks)} from {hook.module_path}; "
-            "only SAEs that reconstruct their own input can be evaluated"
-        )
+    widths = {stored.module_path: stored.d_in for stored in store.hooks}
+    require_hooks(Places.of_sae(config), widths, what="the SAE", where=store.path)
     return require_same_model(
         config,
         store.model_identity,
-        {hook.module_path: hook.d_in},
+        widths,
         doing=f"evaluate: {store.path}",
         allow_mismatch=allow_model_mismatch,
     )
@@ -91,10 +106,32 @@ def encode_tile(sae: Autoencoder, x: Float[Tensor, "rows d_in"], tile: int) -> S
     return sae.encode(_filled_up(x, tile)).slice_rows(0, x.shape[0])
 
 
-def reconstruct_tile(sae: Autoencoder, x: Float[Tensor, "rows d_in"], tile: int) -> Reconstruction:
+def reconstruct_tile(
+    sae: Autoencoder,
+    x: Float[Tensor, "rows d_in"],
+    tile: int,
+    gradients: Float[Tensor, "rows d_out"] | None = None,
+) -> Reconstruction:
     """Encode and decode at most ``tile`` rows, filled up as in `encode_tile`."""
-    x_hat, code = sae.reconstruct(_filled_up(x, tile))
+    if gradients is None:
+        x_hat, code = sae.reconstruct(_filled_up(x, tile))
+    else:
+        x_hat, code = sae.reconstruct(_filled_up(x, tile), _filled_up(gradients, tile))
     return Reconstruction(x_hat[: x.shape[0]], code.slice_rows(0, x.shape[0]))
+
+
+def reconstruct_rows(
+    form: Form, x: Float[Tensor, "rows d_in"], gradients: Float[Tensor, "rows d_out"] | None, tile: int
+) -> Float[Tensor, "rows d_out"]:
+    """Reconstruct any number of rows, tile by tile, on the SAE's device."""
+    device = form.sae.W_dec.device
+    ready = x.to(device, torch.float32)
+    ranking = None if gradients is None or not form.uses_gradients else gradients.to(device, torch.float32)
+    pieces = [
+        reconstruct_tile(form.sae, ready[piece], tile, None if ranking is None else ranking[piece]).x_hat
+        for piece in tiles(len(ready), tile)
+    ]
+    return torch.cat(pieces) if pieces else ready.new_zeros(0, form.sae.config.d_out)
 
 
 def _filled_up(x: Float[Tensor, "rows d"], tile: int) -> Float[Tensor, "tile d"]:

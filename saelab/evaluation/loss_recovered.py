@@ -2,33 +2,37 @@
 
 Runs of the model over the same sequences: clean; with zeros in place of the activations; with the
 mean of the training activations; and one with the reconstruction of each SAE. The first three are
-shared by all SAEs of a hookpoint, so N of them cost N + 3 passes. Only kept positions are
-replaced: masked ones (BOS, outliers) stay clean in every run. The same predictions count in all of
-them: those made from kept positions of a token of the same document. The share of the loss that the
-reconstruction recovers is the ratio of SAEBench's core evaluation (reference code), for zero and for
-mean ablation; which positions count is stricter than there.
+shared by all SAEs of the same hookpoints, so N of them cost N + 3 passes; SAEs that rank features by
+gradients cost one more each, and one with its backward pass together. What is replaced is what is
+reconstructed, all of it at once where that is several hookpoints, by the reconstruction of what the
+clean run holds where the SAE reads. Only kept positions are replaced: masked ones (BOS, outliers) are
+left alone in every run. The same predictions count in all of them: those made from kept positions of a
+token of the same document. The share of the loss that the reconstruction recovers is the ratio of
+SAEBench's core evaluation (reference code), for zero and for mean ablation; which positions count is
+stricter than there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from saelab.activations.store import Store
-from saelab.evaluation.autoencoder import Autoencoder, reconstruct_tile, tiles
+from saelab.evaluation.autoencoder import Form, reconstruct_rows, tiles
+from saelab.evaluation.gradients import gradients_at_kept
+from saelab.evaluation.places import Places
+from saelab.evaluation.splice import by_hookpoint, clean_run, run_with
 from saelab.evaluation.tokens import PaddedRows, padded_rows
-from saelab.lm.hooks import Hookpoint
+from saelab.lm.hooks import Hookpoint, resolve
 from saelab.lm.load import LanguageModel
 from saelab.lm.losses import losses_and_kl, next_token_losses
-from saelab.lm.run import edited, final_hidden, unembedding
+from saelab.lm.run import unembedding
 from saelab.progress import Progress
 from saelab.text.packing import predictions_that_count
 from saelab_kernels.shapes import Float, Tensor
-
-Replace = Callable[[Float[Tensor, "tokens d"]], Float[Tensor, "tokens d"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +42,11 @@ class LossMetrics:
     ce_clean: float | None = None
     """Cross entropy of the model as it is."""
     ce_spliced: float | None = None
-    """With x_hat in place of x at the kept positions."""
+    """With x_hat in place of the target at the kept positions."""
     ce_zero_ablation: float | None = None
-    """With zeros in place of x at the kept positions."""
+    """With zeros in place of the target at the kept positions."""
     ce_mean_ablation: float | None = None
-    """With the mean of the training activations in place of x at the kept positions."""
+    """With the mean of the training activations in place of the target at the kept positions."""
     ce_recovered_zero: float | None = None
     """(ce_zero - ce_spliced) / (ce_zero - ce_clean); None where zero ablation changes nothing."""
     ce_recovered_mean: float | None = None
@@ -67,13 +71,13 @@ class LossMetrics:
 
 
 def loss_recovered(
-    saes: Sequence[Autoencoder],
+    forms: Sequence[Form],
     lm: LanguageModel,
     store: Store,
-    hookpoint: Hookpoint,
+    places: Places,
     *,
     rows: np.ndarray,
-    mean: Float[Tensor, " d"],
+    mean: Float[Tensor, " d_out"],
     batch_rows: int,
     tile: int = 1024,
     progress: Progress | None = None,
@@ -81,13 +85,12 @@ def loss_recovered(
     """Measure the loss with and without each of some SAEs in the model.
 
     Args:
-        saes: Each reads and reconstructs the activations at ``hookpoint``; the metrics of one do not
-            depend on which others there are.
+        forms: SAEs of ``places``; the metrics of one do not depend on which others there are.
         lm: The model that the store's tokens were made for.
         store: Its tokens, masks and documents say what is replaced and what counts.
-        hookpoint: Where the activations are replaced.
+        places: Where activations are read, and where they are replaced.
         rows: Indices of the store's sequences to evaluate.
-        mean: Mean of the kept training activations ``[d]``, for mean ablation.
+        mean: Mean of the kept training activations ``[d_out]`` of what is replaced, for mean ablation.
         batch_rows: Sequences in one forward pass. The last pass is filled up with blank ones, so a
             sequence's losses do not depend on how many follow; another value changes them by the
             rounding of the model's matrix products alone.
@@ -95,64 +98,51 @@ def loss_recovered(
         progress: Told the sequences that are done.
     """
     counts = predictions_that_count(store.sequences)
-    splices = [_splice(sae, tile) for sae in saes]
-    losses: list[Float[Tensor, "saes 5 predictions"]] = []
+    read = [resolve(hook, lm.hookpoints) for hook in places.inputs]
+    given = [resolve(hook, lm.hookpoints) for hook in places.outputs]
+    losses: list[Float[Tensor, "forms 5 predictions"]] = []
     for piece in tiles(len(rows), batch_rows):
         batch = padded_rows(store, counts, rows[piece], batch_rows)
-        losses.append(_losses_of_batch(lm, hookpoint, splices, mean, batch))
+        losses.append(_losses_of_batch(lm, read, given, forms, mean, batch, tile, store.label_seed))
         if progress is not None:
             progress.advance(piece.stop - piece.start)
-    joined = torch.cat(losses, dim=2) if losses else torch.zeros(len(saes), 5, 0)
-    return [_metrics(of_one) for of_one in joined]
-
-
-def _splice(sae: Autoencoder, tile: int) -> Replace:
-    def spliced(x: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
-        ready = x.to(sae.W_dec.device, torch.float32)
-        pieces = [reconstruct_tile(sae, ready[piece], tile).x_hat for piece in tiles(len(ready), tile)]
-        return torch.cat(pieces) if pieces else ready
-
-    return spliced
+    joined_losses = torch.cat(losses, dim=2) if losses else torch.zeros(len(forms), 5, 0)
+    return [_metrics(of_one) for of_one in joined_losses]
 
 
 def _losses_of_batch(
     lm: LanguageModel,
-    hookpoint: Hookpoint,
-    splices: Sequence[Replace],
-    mean: Float[Tensor, " d"],
+    read: Sequence[Hookpoint],
+    given: Sequence[Hookpoint],
+    forms: Sequence[Form],
+    mean: Float[Tensor, " d_out"],
     batch: PaddedRows,
-) -> Float[Tensor, "saes 5 predictions"]:
+    tile: int,
+    label_seed: int | None,
+) -> Float[Tensor, "forms 5 predictions"]:
     """Return clean, spliced, zero and mean cross entropy and KL of each counted prediction, in order."""
     if not batch.counted.any():
-        return torch.zeros(len(splices), 5, 0)
+        return torch.zeros(len(forms), 5, 0)
     head = unembedding(lm)
     # Not the device of the input, where the model is spread over several.
-    ids, kept, counted = (tensor.to(head.weight.device) for tensor in batch)
-    targets = ids.roll(-1, dims=1)[counted]
+    batch = PaddedRows(*(tensor.to(head.weight.device) for tensor in batch))
+    targets = batch.ids.roll(-1, dims=1)[batch.counted]
 
-    def hidden_with(replace: Replace) -> Float[Tensor, "predictions d"]:
-        return _hidden_with(lm, hookpoint, kept, replace, ids)[counted]
+    def hidden_with(values: Float[Tensor, "*kept d_out"]) -> Float[Tensor, "predictions d"]:
+        return run_with(lm, by_hookpoint(given, values), batch.ids, batch.kept)[batch.counted]
 
-    clean = final_hidden(lm, ids)[counted]
-    ce_zero = next_token_losses(hidden_with(torch.zeros_like), head, targets)
-    ce_mean = next_token_losses(hidden_with(lambda x: mean.to(x.device, x.dtype).expand_as(x)), head, targets)
+    hidden, x = clean_run(lm, read, batch.ids, batch.kept)
+    clean = hidden[batch.counted]
+    ce_zero = next_token_losses(hidden_with(torch.zeros_like(mean)), head, targets)
+    ce_mean = next_token_losses(hidden_with(mean), head, targets)
+    ranked = any(form.uses_gradients for form in forms)
+    gradients = gradients_at_kept(lm, given, batch, label_seed) if ranked else None
     found = []
-    for splice in splices:
-        ce_clean, ce_spliced, kl = losses_and_kl(clean, hidden_with(splice), head, targets)
+    for form in forms:
+        spliced = hidden_with(reconstruct_rows(form, x, gradients, tile))
+        ce_clean, ce_spliced, kl = losses_and_kl(clean, spliced, head, targets)
         found.append(torch.stack([ce_clean, ce_spliced, ce_zero, ce_mean, kl]).cpu())
     return torch.stack(found)
-
-
-def _hidden_with(
-    lm: LanguageModel, hookpoint: Hookpoint, kept: Tensor, replace: Replace, ids: Tensor
-) -> Float[Tensor, "rows length d"]:
-    def edit(x: Float[Tensor, "rows length d"]) -> Float[Tensor, "rows length d"]:
-        changed, here = x.clone(), kept.to(x.device)
-        changed[here] = replace(x[here]).to(x.device, x.dtype)
-        return changed
-
-    with edited(lm, {hookpoint: edit}):
-        return final_hidden(lm, ids)
 
 
 def _metrics(losses: Float[Tensor, "5 predictions"]) -> LossMetrics:

@@ -8,6 +8,7 @@ that one pass is enough and a large mean costs no digits.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,13 +46,21 @@ class ReconstructionMetrics:
 class ReconstructionAccumulator:
     """Streams targets, reconstructions and codes; holds no token.
 
+    A target that is several hookpoints side by side is one vector: joining raw units weights each hookpoint
+    by its variance in ``fvu`` and by its squared length in ``cosine``; `fvu_of_parts` weights none.
+
     Args:
         d_out: Width of the target and of its reconstruction.
         d_sae: Number of features.
+        parts: Widths of the hookpoints that the target is joined of, where there are several.
     """
 
-    def __init__(self, d_out: int, d_sae: int) -> None:
-        self._moments = _Moments(0, torch.zeros(d_out, dtype=torch.float64), 0.0)
+    def __init__(self, d_out: int, d_sae: int, parts: Sequence[int] = ()) -> None:
+        if parts and sum(parts) != d_out:
+            raise ValueError(f"the parts {list(parts)} do not make up d_out {d_out}")
+        self._moments = _no_moments(d_out)
+        self._widths = list(parts) if len(parts) > 1 else []
+        self._parts = [(_no_moments(width), 0.0) for width in self._widths]
         self._features = FeatureAccumulator(d_sae)
         self._squared_error = self._cosine_sum = 0.0
         self._n_cosines = self._n_active = 0
@@ -70,6 +79,13 @@ class ReconstructionAccumulator:
         target, output = _double(x), _double(x_hat)
         self._moments = self._moments.merge(_Moments.of(target))
         self._squared_error += (target - output).square().sum().item()
+        if self._widths:
+            self._parts = [
+                (moments.merge(_Moments.of(of_target)), error + (of_target - of_output).square().sum().item())
+                for (moments, error), of_target, of_output in zip(
+                    self._parts, target.split(self._widths, 1), output.split(self._widths, 1), strict=True
+                )
+            ]
         self._add_cosines(target, output)
         self._features.add(code)
         self._n_active += int(code.l0().sum())
@@ -77,6 +93,10 @@ class ReconstructionAccumulator:
     def features(self) -> FeatureStatistics:
         """Return how often and how strongly each feature fired."""
         return self._features.result()
+
+    def fvu_of_parts(self) -> list[float | None]:
+        """Return the fvu of each hookpoint by itself, in order; empty where there is only one."""
+        return [_ratio(error, moments.scatter) for moments, error in self._parts]
 
     def result(self) -> ReconstructionMetrics:
         """Return the metrics of all tokens so far."""
@@ -125,6 +145,10 @@ class _Moments:
         return _Moments(
             count, self.mean + shift * (other.count / count), self.scatter + other.scatter + between
         )
+
+
+def _no_moments(d: int) -> _Moments:
+    return _Moments(0, torch.zeros(d, dtype=torch.float64), 0.0)
 
 
 def _double(x: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 
 from saelab.errors import DamagedFileError, UsageError
-from saelab.evaluation.evaluate import Evaluation
 from saelab.evaluation.origin import Origin, describe_origin, same_origin
+from saelab.evaluation.result import Evaluation
 from saelab.sae.files import sae_identity
 from saelab.storage.files import read_json, remove_leftovers, write_json
 from saelab.storage.lock import locked

@@ -1,6 +1,6 @@
 """Evaluate run folders, many at once: stores and models are opened once, and clean passes are shared.
 
-Runs at one hookpoint on the same tokens share the clean pass of the model and both ablations, so N of
+Runs of the same hookpoints on the same tokens share the clean pass of the model and both ablations, so N of
 them cost N + 3 passes. Their SAEs are in memory together as long as they take no more than 4 GiB; more
 are evaluated in several rounds, each with a clean pass of its own. No number depends on the company.
 """
@@ -14,13 +14,15 @@ from pathlib import Path
 import torch
 
 from saelab.activations.store import Store
-from saelab.evaluation.evaluate import Evaluation, evaluate_together
+from saelab.evaluation.evaluate import evaluate_together
+from saelab.evaluation.places import joined, require_hooks
 from saelab.evaluation.records import (
     check_record_name,
     require_same_origin,
     require_writable,
     write_record,
 )
+from saelab.evaluation.result import Evaluation
 from saelab.evaluation.sources import Shared, Tokens, TokenSource, open_tokens, tokens_for
 from saelab.evaluation.spec import EvaluationConfig
 from saelab.lm.identity import ModelIdentity
@@ -29,6 +31,7 @@ from saelab.lm.spec import ModelSpec
 from saelab.sae.files import WEIGHTS, load_sae_config
 from saelab.sae.model_match import require_same_model
 from saelab.training.run import SAE, Run
+from saelab_kernels.shapes import Float, Tensor
 
 SAE_BYTES = 4 * 2**30
 """SAEs that are in memory at once take no more than this, or are one."""
@@ -123,8 +126,9 @@ def _store(tokens: Tokens, shared: Shared) -> Store:
 
 def _require_fits(runs: Sequence[Run], tokens: Tokens, shared: Shared, how: HowToEvaluate) -> None:
     """Refuse SAEs that do not belong to the tokens, by their configurations alone."""
-    model, widths = _model_and_widths(tokens, shared)
+    model, widths, where = _model_and_widths(tokens, shared)
     for run in runs:
+        require_hooks(tokens.places, widths, what=str(run.path), where=where)
         require_same_model(
             load_sae_config(run.path / SAE),
             model,
@@ -134,13 +138,21 @@ def _require_fits(runs: Sequence[Run], tokens: Tokens, shared: Shared, how: HowT
         )
 
 
-def _model_and_widths(tokens: Tokens, shared: Shared) -> tuple[ModelIdentity | None, dict[str, int]]:
+def _model_and_widths(tokens: Tokens, shared: Shared) -> tuple[ModelIdentity | None, dict[str, int], str]:
+    """Return the model, the widths of all hookpoints that there are, and what has them."""
     if tokens.harvest is None:
         store = _store(tokens, shared)
-        hook = store.hook(tokens.hook)
-        return store.model_identity, {hook.module_path: hook.d_in}
+        return store.model_identity, {hook.module_path: hook.d_in for hook in store.hooks}, str(store.path)
     lm = shared.model(tokens.harvest.model)
-    return lm.identity, {hookpoint.module_path: hookpoint.d_in for hookpoint in lm.hookpoints}
+    widths = {hookpoint.module_path: hookpoint.d_in for hookpoint in lm.hookpoints}
+    return lm.identity, widths, f"the model {lm.identity.name}"
+
+
+def _training_mean(run: Run, tokens: Tokens) -> Float[Tensor, " d_out"] | None:
+    """Return the mean of the training tokens, which a text that is cached for the evaluation has none of."""
+    if tokens.mean_of is None:
+        return None
+    return joined([run.activation_statistics(hook).mean for hook in tokens.places.outputs])
 
 
 def _evaluate_members(
@@ -151,16 +163,14 @@ def _evaluate_members(
     lm = None if spec is None else shared.model(spec)
     if tokens.harvest is not None:
         _require_fits([runs[index] for index in members], tokens, shared, how)
-    # Of training tokens, which a text that is cached for the evaluation has none of.
-    mean = None if tokens.mean_of is None else runs[members[0]].activation_statistics().mean
+    mean = _training_mean(runs[members[0]], tokens)
     with open_tokens(tokens, shared, lm, how.quiet) as (store, warnings):
         for one_round in _rounds(runs, members):
             device = torch.device("cpu") if lm is None else lm.device
             evaluations = evaluate_together(
                 [runs[index].sae().to(device) for index in one_round],
                 store,
-                tokens.hook,
-                lm,
+                lm=lm,
                 mean=mean,
                 config=how.config,
                 allow_model_mismatch=how.allow_model_mismatch,

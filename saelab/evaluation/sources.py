@@ -19,6 +19,7 @@ from saelab.activations.spec import CacheConfig, HarvestConfig
 from saelab.activations.store import Store
 from saelab.errors import DamagedFileError, SaelabError, UsageError
 from saelab.evaluation.origin import Origin
+from saelab.evaluation.places import Places
 from saelab.evaluation.seen import TrainingText, Unseen, is_local, is_same_text, only_unseen
 from saelab.lm.load import LanguageModel, load_model
 from saelab.lm.spec import ModelSpec
@@ -50,8 +51,8 @@ class TokenSource:
 class Tokens:
     """What one run is evaluated on; runs of which this is equal are evaluated together."""
 
-    hook: str
-    """Module path of the hookpoint."""
+    places: Places
+    """The hookpoints that are read and those that are reconstructed."""
     store: Path | None = None
     """A store that is there,"""
     harvest: CacheConfig | None = None
@@ -62,6 +63,11 @@ class Tokens:
     """The source whose training tokens give the mean of mean ablation; None for the store's own."""
     origin: Origin
     """The same for the record."""
+
+    @property
+    def hook(self) -> str:
+        """Module path of the first hookpoint that is read; tokens are the same at all of them."""
+        return self.places.inputs[0]
 
 
 class Shared:
@@ -106,14 +112,20 @@ def tokens_for(run: Run, source: TokenSource, n_tokens: int, shared: Shared) -> 
     """Say what a run is evaluated on, without reading more of it than tells whether it is still the same.
 
     Raises:
-        UsageError: The run's own store or text is needed and is not there or has changed, or the store is
-            activations without a text.
+        UsageError: The run's own store or text is needed and is not there or has changed, the store is
+            activations without a text, or the run was trained on stores of several models.
     """
-    hook = run.config.hook
+    places = Places.of_run(run.config)
     if source.store is not None:
-        return _tokens_of_store(run, source.store, hook)
+        return _tokens_of_store(run, source.store, places)
+    if run.aligned_paths:
+        stores = ", ".join(map(str, (run.store_path, *run.aligned_paths)))
+        raise UsageError(
+            f"{run.path} reads several models at once, from {stores}; such a run cannot be evaluated: a store, a "
+            "model or a text is of one model"
+        )
     if run.store_path is not None and source.text is None and source.model is None:
-        return _tokens_of_store(run, store_of(run, shared), hook)
+        return _tokens_of_store(run, store_of(run, shared), places)
     own = run.live or _how_its_store_was_made(run, shared)
     training = _training_text(run, own, source.text, shared)
     text = only_unseen(source.text or own.text, own.text)
@@ -122,14 +134,14 @@ def tokens_for(run: Run, source: TokenSource, n_tokens: int, shared: Shared) -> 
         "model": model,
         "text": text,
         "packing": packing,
-        "at": (hook,),
+        "at": places.all,
         "loss": False,
         "gradients": False,
     }
     same = {field.name: getattr(own, field.name) for field in fields(HarvestConfig)}
     kind = "text" if source.text is not None else "own" if source.model is None else "model"
     return Tokens(
-        hook=hook,
+        places=places,
         harvest=CacheConfig(**(same | asked), tokens=n_tokens),
         training=training,
         mean_of=run.config.source_identity,
@@ -193,10 +205,10 @@ def default_share(source: str) -> float:
     return HELDOUT_SHARE if source.startswith("stdlib") else 1.0
 
 
-def _tokens_of_store(run: Run, store: Store, hook: str) -> Tokens:
+def _tokens_of_store(run: Run, store: Store, places: Places) -> Tokens:
     kind = "own" if store.identity == run.config.source_identity else "store"
     origin = Origin(kind=kind, store=str(store.path), store_identity=store.identity)
-    return Tokens(hook=hook, store=store.path, origin=origin)
+    return Tokens(places=places, store=store.path, origin=origin)
 
 
 def _training_text(run: Run, own: HarvestConfig, asked: TextSpec | None, shared: Shared) -> TrainingText:

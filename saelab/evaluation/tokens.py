@@ -36,6 +36,8 @@ class PaddedRows(NamedTuple):
     """Positions whose activation is replaced; never a filled-up one."""
     counted: Bool[Tensor, "rows length"]
     """Positions whose prediction of the next token counts; never a filled-up one."""
+    index: Int[Tensor, "rows length"]
+    """Position of each token in the store's tokens, int64; 0 where there is no token."""
 
 
 def choose_tokens(store: Store, hook: StoredHook, at_most: int, split: Split = "heldout") -> EvaluatedTokens:
@@ -75,7 +77,10 @@ def padded_rows(store: Store, counts: np.ndarray, rows: np.ndarray, height: int)
         return batch
 
     return PaddedRows(
-        laid_out(store.tokens, torch.int64), laid_out(store.keep, torch.bool), laid_out(counts, torch.bool)
+        laid_out(store.tokens, torch.int64),
+        laid_out(store.keep, torch.bool),
+        laid_out(counts, torch.bool),
+        laid_out(np.arange(len(store.tokens)), torch.int64),
     )
 
 

@@ -136,6 +136,43 @@ def loss_gradient(
     return ce, gradient
 
 
+def sampled_tokens(
+    hidden: Float[Tensor, "n d"],
+    unembedding: Unembedding,
+    uniform: Float[Tensor, " n"],
+    *,
+    row_tile: int = ROW_TILE,
+    vocabulary_tile: int = VOCABULARY_TILE,
+) -> Int[Tensor, " n"]:
+    """Draw a token from the model's prediction at each row: the first at which the distribution function exceeds u.
+
+    Args:
+        hidden: What enters the unembedding, any float dtype.
+        unembedding: The map to logits.
+        uniform: u in [0, 1) of each row, float64 on the device of ``hidden`` (float32 where it has no other).
+        row_tile: Rows at a time.
+        vocabulary_tile: Tokens of the vocabulary at a time.
+
+    Returns:
+        Token ids, int64; the same for the same u, but that rounding may decide otherwise at a bound between tokens.
+    """
+
+    def draw(rows: Tensor, u: Tensor) -> list[Tensor]:
+        tokens = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        scan = _scan(rows, unembedding, tokens, vocabulary_tile)
+        # The last millionth is left out, so that rounding of the total never leads to the end of the vocabulary.
+        wanted = (u.to(scan.total.dtype) * (1 - 1e-6) * scan.total)[:, None]
+        below = torch.zeros_like(scan.total)
+        for start, stop in _spans(len(unembedding.weight), vocabulary_tile):
+            powers = torch.sub(unembedding.logits(rows, start, stop), scan.largest[:, None]).exp_()
+            reached = below[:, None] + powers.to(below.dtype).cumsum(1)
+            tokens += (reached <= wanted).sum(1)
+            below = reached[:, -1]
+        return [tokens.clamp_max(len(unembedding.weight) - 1)]
+
+    return _over_row_tiles(draw, row_tile, hidden, uniform)[0]
+
+
 class _Running:
     """Online log-sum-exp of logits that arrive tile by tile, and the logit of each row's target."""
 

@@ -17,7 +17,7 @@ from saelab.errors import SaelabError, UsageError
 from saelab.lm.calls import call_with_tokens
 from saelab.lm.hooks import Hookpoint
 from saelab.lm.load import LanguageModel
-from saelab.lm.losses import loss_gradient
+from saelab.lm.losses import loss_gradient, sampled_tokens
 from saelab.lm.sites import Stop, Visit, attach, read
 from saelab.lm.unembedding import Unembedding
 from saelab_kernels.shapes import Bool, Float, Int, Tensor
@@ -121,6 +121,7 @@ def capture_with_gradients(
     input_ids: Int[Tensor, "rows length"],
     hookpoints: Sequence[Hookpoint],
     counted: Bool[Tensor, "rows length"],
+    uniform: Float[Tensor, "rows length"] | None = None,
 ) -> tuple[Activations, Activations, Float[Tensor, "rows length"]]:
     """Read activations together with the gradient of the next-token loss at each hookpoint.
 
@@ -134,10 +135,12 @@ def capture_with_gradients(
         hookpoints: Where to read.
         counted: True at position t where the prediction of token t + 1 made from token t counts;
             always False in the last column.
+        uniform: Numbers in [0, 1), float64: the labels are drawn with them from the model's own predictions
+            (`losses.sampled_tokens`). Without them the labels are the tokens that follow.
 
     Returns:
         Activations and gradients per hookpoint, in the model's dtype, and the float32 loss of every
-        prediction (0 where it is not counted).
+        label (0 where the prediction is not counted).
     """
     if counted[:, -1].any():
         raise ValueError(
@@ -160,10 +163,17 @@ def capture_with_gradients(
     _check_all_seen(lm, seen, hookpoints)
     device = hidden.device  # not that of the input, where the model is spread over several
     counted = counted.to(device)
-    targets = input_ids.to(device).roll(-1, dims=1)
+    entering, head = hidden.detach()[counted], unembedding(lm)
+    if uniform is None:
+        labels = input_ids.to(device).roll(-1, dims=1)[counted]
+    else:
+        numbers = uniform[counted.to(uniform.device)]
+        labels = sampled_tokens(
+            entering, head, numbers.float().to(device) if device.type == "mps" else numbers.to(device)
+        )
     loss = torch.zeros(counted.shape, dtype=torch.float32, device=device)
     upstream = torch.zeros_like(hidden)
-    loss[counted], gradient = loss_gradient(hidden.detach()[counted], unembedding(lm), targets[counted])
+    loss[counted], gradient = loss_gradient(entering, head, labels)
     upstream[counted] = gradient.to(hidden.dtype)
     ordered = [seen[hookpoint] for hookpoint in hookpoints]
     gradients = torch.autograd.grad(hidden, ordered, upstream)

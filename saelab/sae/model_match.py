@@ -117,9 +117,9 @@ def require_same_model(
 
 def _shape_problems(config: SAEConfig, widths: Mapping[str, int]) -> list[str]:
     problems = []
-    inputs = [(hook, config.d_in) for hook in config.input_hooks]
-    outputs = [(hook, config.d_out) for hook in config.output_hooks]
-    for hook, width in dict.fromkeys(inputs + outputs):
+    inputs = zip(config.input_hooks, config.input_widths, strict=True)
+    outputs = zip(config.output_hooks, config.output_widths, strict=True)
+    for hook, width in dict.fromkeys((*inputs, *outputs)):
         if hook not in widths:
             near = difflib.get_close_matches(hook, widths, n=1)
             problems.append(f"there is no hookpoint {hook}" + (f" but {near[0]}" if near else ""))

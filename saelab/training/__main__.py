@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from saelab.activations.source import StoreSource
-from saelab.activations.store import Store
+from saelab.activations.aligned import open_stores
 from saelab.errors import Interrupted, SaelabError, UsageError
 from saelab.interrupts import stop_on_signals
 from saelab.storage.files import read_json
@@ -22,7 +21,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Train from a saved configuration, or finish an interrupted run."""
     parser = argparse.ArgumentParser(prog="python -m saelab.training", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="config.json of a run, or one like it")
-    parser.add_argument("--store", type=Path, required=True, help="activation store")
+    parser.add_argument(
+        "--store", type=Path, nargs="+", required=True, help="activation store, or several of the same tokens"
+    )
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument(
         "--resume", choices=("exact", "plain"), default="exact", help="with other threads or kernels"
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     config = train_config_from_json(read_json(options.config), str(options.config))
-    source = StoreSource(Store.open(options.store))
+    source = open_stores(options.store)
     warm = None if options.init_from is None else open_warm_start(options.init_from)
     with stop_on_signals() as stop:
         train_run(config, source, options.out, HowToTrain(stop=stop, resume=options.resume, warm=warm))

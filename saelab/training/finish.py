@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,7 +85,7 @@ def finished_sae(member: Member, source: ActivationSource) -> tuple[SparseAutoen
         apply_b_dec_to_input=config.recipe.traits.input_bias,
         has_skip=folded.W_skip is not None,
         inference=rule_to_json(form.rule),
-        attribution=form.attribution,
+        attribution=_for_raw_gradients(form.attribution, member),
         units=folded.units,
         model_identity=model.hash if model else "",
         model_name=model.name if model else "",
@@ -102,6 +103,19 @@ def _scales(member: Member) -> Scales:
         targets=tuple((view.width, view.normalisation) for view in views.targets),
         apply_b_dec_to_input=member.config.recipe.traits.input_bias,
     )
+
+
+def _for_raw_gradients(attribution: dict[str, Any] | None, member: Member) -> dict[str, Any] | None:
+    """Return g-SAE's score for gradients with respect to the raw target.
+
+    With `x' = s x` those of training were `g' = g / s`, so c was smaller by s, and its running mean grows by s;
+    c over its mean over the token is the same in both units (derived). Where each token has a scale of its own,
+    training saw the raw gradients, and the factor is 1.
+    """
+    if attribution is None or attribution["mean_c"] is None:
+        return attribution
+    factor = member.views.targets[0].normalisation.factor  # a recipe with gradients has one hookpoint
+    return attribution | {"mean_c": attribution["mean_c"] * factor}
 
 
 def _feature_statistics(

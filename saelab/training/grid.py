@@ -30,9 +30,10 @@ class Grid:
     k: tuple[int, ...] = ()
     """Mean active features per token; each recipe's own default where none is given."""
     at: tuple[str, ...] = ()
-    """Hookpoints in either spelling; the only one where none is given. A recipe for several takes them together."""
-    target_at: str | None = None
-    """Hookpoint that is reconstructed, for recipes that map one hookpoint to another."""
+    """Hookpoints in either spelling; the only one where none is given. A recipe for several takes them together,
+    and all that there are where none is given."""
+    target_at: tuple[str, ...] = ()
+    """Hookpoint that is reconstructed, for recipes that map one hookpoint to another; or one for each of ``at``."""
     widths: tuple[int | str, ...] = ()
     """Numbers of features, or ``x16`` for 16 times ``d_in``."""
     lrs: tuple[float, ...] = ()
@@ -94,17 +95,25 @@ def make_configs(
 
 def _hooks(recipe: Recipe, grid: Grid, source: ActivationSource) -> list[dict[str, Any]]:
     """Return the hookpoints of each SAE: one SAE a hookpoint, or one for all of them."""
-    found = [source.hook(at).module_path for at in grid.at or (None,)]
     if recipe.traits.hooks == "several":
-        return [{"hook": found[0], "further_hooks": tuple(found[1:])}]
-    target = None
-    if recipe.traits.hooks == "input and target":
-        if grid.target_at is None:
-            raise UsageError(
-                f"{recipe.name} reconstructs another hookpoint than it reads: name it with --target-at"
-            )
-        target = source.hook(grid.target_at).module_path
-    return [{"hook": hook, "target_hook": target} for hook in found]
+        wanted = grid.at or tuple(hook.module_path for hook in source.hooks)
+        first, *others = dict.fromkeys(source.hook(at).module_path for at in wanted)
+        return [{"hook": first, "further_hooks": tuple(others)}]
+    found = [source.hook(at).module_path for at in grid.at or (None,)]
+    if recipe.traits.hooks == "one":
+        return [{"hook": hook} for hook in found]
+    targets = [source.hook(at).module_path for at in grid.target_at]
+    if not targets:
+        raise UsageError(
+            f"{recipe.name} reconstructs another hookpoint than it reads: name it with --target-at"
+        )
+    if len(targets) not in (1, len(found)):
+        raise UsageError(
+            f"{recipe.name}: {len(found)} hookpoints to read (--at) and {len(targets)} to reconstruct (--target-at); "
+            "give one of these, or one for each of those"
+        )
+    pairs = zip(found, targets if len(targets) > 1 else targets * len(found), strict=True)
+    return [{"hook": hook, "target_hook": target} for hook, target in pairs]
 
 
 def lengths_in(folder: Path) -> tuple[int, ...]:

@@ -162,6 +162,7 @@ def make_member(
         targets=sample.targets,
         input_widths=tuple(view.width for view in views.inputs),
         seed=config.seed,
+        warm=warm is not None,
     )
     state = config.recipe.init(params, setup)
     # A moved tensor keeps its memory order, which matters for W_enc.

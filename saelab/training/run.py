@@ -30,6 +30,8 @@ class Run:
     """The store that it was trained on; None where it was trained live."""
     live: LiveConfig | None
     """The model, text and packing that it was trained on live; None where it was trained on a store."""
+    aligned_paths: tuple[Path, ...] = ()
+    """Further stores of the same tokens, beside ``store_path`` (crosscoders of several models)."""
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
@@ -46,7 +48,11 @@ class Run:
         if "live" in content:
             live = live_config_from_json(content["live"], f"{path}: its manifest")
             return cls(path, config, None, live)
-        return cls(path, config, _store_path(path, content), None)
+        first = _store_path(path, content.get("store"))
+        others = content.get("aligned_stores", [])
+        if not isinstance(others, list):
+            raise DamagedFileError(f"{path}: its manifest names the aligned stores {others!r}")
+        return cls(path, config, first, None, tuple(_store_path(path, name) for name in others))
 
     def sae(self) -> SparseAutoencoder:
         """Load the trained SAE."""
@@ -84,12 +90,10 @@ def read_config(folder: Path) -> TrainConfig:
     return train_config_from_json(raw, str(folder / CONFIG))
 
 
-def _store_path(path: Path, content: dict[str, Any]) -> Path:
-    if not isinstance(content.get("store"), str):
+def _store_path(path: Path, name: Any) -> Path:
+    if not isinstance(name, str):
         raise DamagedFileError(f"{path}: its manifest does not name a store")
     try:
-        return (path / content["store"]).resolve()
+        return (path / name).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have
-        raise DamagedFileError(
-            f"{path}: its manifest names the store {content['store']!r}: {error}"
-        ) from error
+        raise DamagedFileError(f"{path}: its manifest names the store {name!r}: {error}") from error

@@ -74,6 +74,14 @@ def require_sound(config: TrainConfig, source: ActivationSource, how: HowToTrain
             f"theirs is {source.identity}"
         )
     require_warm_start(how.warm, config, source)
+    if config.recipe.traits.loss_gradients:
+        for hook in map(source.hook, config.target_hooks):
+            if not hook.has_gradients:
+                raise UsageError(
+                    f"{config.recipe.name} ranks by gradients of the model's loss, and the activations at "
+                    f"{hook.alias or hook.module_path} have none: cache them with --gradients "
+                    "(a live source in Python: gradients=True)"
+                )
 
 
 def saved_config(folder: Path) -> TrainConfig | None:

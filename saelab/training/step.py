@@ -47,7 +47,7 @@ class Step:
         """Compute the loss of raw activations and the gradients that the optimiser goes on from."""
         params, traits = self.params, self.recipe.traits
         b_dec = params.b_dec if traits.input_bias else None
-        inputs = self.views.batch(rows, b_dec, gradients=traits.loss_gradients)
+        inputs = self.recipe.prepare(self.views.batch(rows, b_dec, gradients=traits.loss_gradients), state)
         found = self.recipe.forward(inputs, params, state, clock, self.variance)
         aux = torch.zeros((), device=inputs.target.device)
         if self.aux_coefficient and traits.aux:

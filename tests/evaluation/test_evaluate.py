@@ -169,9 +169,16 @@ def test_an_sae_that_gives_nan_is_said_to(world, known_sae):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_hooks": ("model.layers.1.output",)}, "the SAE reads model.layers.1.output, not"),
-        ({"output_hooks": ("model.layers.1.output",)}, "only SAEs that reconstruct their own input"),
-        ({"d_in": 31}, "its width at model.layers.0.output is 31, here it is 32"),
+        (
+            {"input_hooks": ("model.layers.1.output",)},
+            r"masked has no activations of model.layers.1.output, which the SAE needs "
+            r"\(model.layers.1.output to model.layers.0.output\); it has model.layers.0.output$",
+        ),
+        (
+            {"output_hooks": ("model.layers.1.output",)},
+            "no activations of model.layers.1.output, which the SAE",
+        ),
+        ({"input_widths": (31,)}, "its width at model.layers.0.output is 31, here it is 32"),
         ({"model_identity": "another"}, r"trained on model .*\(another\), here is model"),
     ],
 )
@@ -180,6 +187,18 @@ def test_an_sae_of_something_else_is_refused(world, known_sae, change, message):
     sae.config = dataclasses.replace(sae.config, **change)
     with pytest.raises(UsageError, match=message):
         evaluate(sae, world.masked, progress=False)
+
+
+def test_an_sae_that_reads_another_hookpoint_than_is_named_is_refused(world, known_sae):
+    sae = known_sae(lambda x: x, world.masked)
+    sae.config = dataclasses.replace(sae.config, input_hooks=("model.layers.1.output",))
+    with pytest.raises(UsageError, match=r"the SAE reads model.layers.1.output, not model.layers.0.output"):
+        evaluate(sae, world.masked, HOOK, progress=False)
+
+
+def test_a_mean_of_another_width_is_refused(world, known_sae):
+    with pytest.raises(UsageError, match="mean has 31 values; what is reconstructed has 32"):
+        evaluate(known_sae(lambda x: x, world.masked), world.masked, mean=torch.zeros(31), progress=False)
 
 
 def test_another_model_is_refused(world, known_sae):

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from saelab.activations.store import Store
+from saelab.evaluation.autoencoder import Form
 from saelab.evaluation.evaluate import evaluate
 from saelab.evaluation.loss_recovered import LossMetrics, loss_recovered
+from saelab.evaluation.places import Places
 from saelab.evaluation.tokens import padded_rows
-from saelab.lm.hooks import resolve
 from saelab.text.packing import predictions_that_count
 
 HOOK = "model.layers.0.output"
@@ -21,9 +22,9 @@ MASSIVE = 100.0
 def measure(world, sae, store, rows=None, mean=None, batch_rows=4):
     rows = store.sequence_rows("heldout") if rows is None else rows
     mean = store.statistics(HOOK).mean if mean is None else mean
-    hookpoint = resolve(HOOK, world.lm.hookpoints)
+    places = Places.of_sae(sae.config)
     (found,) = loss_recovered(
-        [sae], world.lm, store, hookpoint, rows=rows, mean=mean, batch_rows=batch_rows, tile=64
+        [Form(sae)], world.lm, store, places, rows=rows, mean=mean, batch_rows=batch_rows, tile=64
     )
     return found
 

@@ -1,4 +1,4 @@
-"""Planted features are what they say, and recovery counts them."""
+"""Features that are on equally often, or in exact numbers, are what they say."""
 
 from dataclasses import replace
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from saelab.evaluation.synthetic.generator import ExactlyPlantedFeatures, PlantedFeatures
-from saelab.evaluation.synthetic.recovery import feature_recovery, matched_recovery
 
 
 def test_directions_have_unit_norm_and_depend_on_the_seed_only():
@@ -49,34 +48,3 @@ def test_exact_rows_have_exactly_the_stated_counts_and_unit_norm():
     assert coefficients.sum(1).tolist() == [3.0, 20.0] * 50
     assert set(coefficients.unique().tolist()) == {0.0, 1.0}
     assert torch.allclose(x.norm(dim=1), torch.ones(100), atol=1e-6)
-
-
-def test_impossible_generators_are_refused():
-    with pytest.raises(ValueError, match="mean_active is 0"):
-        PlantedFeatures(mean_active=0)
-    with pytest.raises(ValueError, match="every count must be in"):
-        ExactlyPlantedFeatures(active=(3, 200))
-
-
-def test_recovery_of_a_decoder_that_holds_the_directions():
-    directions = PlantedFeatures(n_features=10, d_in=30).directions()
-    shuffled = 7.0 * directions[torch.randperm(10, generator=torch.Generator().manual_seed(0))]
-    W_dec = torch.cat([torch.zeros(2, 30), shuffled])
-    for recovery in (feature_recovery, matched_recovery):
-        assert recovery(W_dec, directions, 0.9999) == 1.0
-        assert recovery(W_dec[:8], directions, 0.9999) == 0.6
-        assert recovery(-W_dec, directions, 0.9999) == 0.0
-
-
-def test_recovery_reaches_its_threshold_at_the_planted_cosine():
-    directions = torch.eye(4)[:1]
-    W_dec = torch.tensor([[0.8, 0.6, 0.0, 0.0]])
-    assert feature_recovery(W_dec, directions, 0.79) == 1.0
-    assert feature_recovery(W_dec, directions, 0.81) == 0.0
-
-
-def test_matching_uses_a_decoder_row_once():
-    directions = torch.tensor([[1.0, 0.0], [0.96, 0.28]])
-    W_dec = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    assert feature_recovery(W_dec, directions, 0.9) == 1.0
-    assert matched_recovery(W_dec, directions, 0.9) == 0.5

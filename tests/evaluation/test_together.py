@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import saelab.evaluation.loss_recovered
+import saelab.evaluation.splice
 from saelab.activations.store import Store
 from saelab.errors import UsageError
 from saelab.evaluation.evaluate import evaluate, evaluate_together
@@ -40,13 +41,13 @@ def test_each_sae_gets_the_same_bits_as_alone_in_any_company_and_order(world, sa
 
 def test_n_saes_cost_n_and_three_passes(world, saes, monkeypatch):
     passes = []
-    forward = saelab.evaluation.loss_recovered.final_hidden
+    forward = saelab.evaluation.splice.final_hidden
 
     def counted(lm, ids):
         passes.append(ids)
         return forward(lm, ids)
 
-    monkeypatch.setattr(saelab.evaluation.loss_recovered, "final_hidden", counted)
+    monkeypatch.setattr(saelab.evaluation.splice, "final_hidden", counted)
     config = EvaluationConfig(tokens=300, batch_rows=100)
     evaluate_together(saes, world.masked, HOOK, world.lm, config=config, progress=False)
     assert len(passes) == len(saes) + 3

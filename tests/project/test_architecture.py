@@ -18,7 +18,8 @@ ROOMS = {
     "sae": {"kernels"},
     "training": {"activations", "sae", "kernels"},
     "evaluation": {"training", "activations", "sae", "lm", "text", "kernels"},
-    "api": {"evaluation", "training", "activations", "sae", "lm", "text"},
+    "viz": {"evaluation"},
+    "api": {"viz", "evaluation", "training", "activations", "sae", "lm", "text"},
     "demo": {"api", "evaluation", "training", "activations", "sae", "lm", "text"},
     "cli": {"api", "demo", "evaluation", "training", "activations", "sae", "lm", "text", "kernels"},
 }
@@ -80,7 +81,7 @@ def test_a_file_holds_at_most_350_lines(path):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "hooks", "cache", "train", "evaluate", "verify", "ls", "demo", "bench"]
+    "command", ["", "hooks", "cache", "train", "evaluate", "compare", "verify", "ls", "demo", "bench"]
 )
 def test_help_imports_no_torch(command):
     script = (

@@ -123,8 +123,24 @@ def test_an_sae_that_does_not_know_its_tokenizer_fits_its_own_model_alone():
 
 
 def test_input_and_output_are_both_compared():
-    config = replace(CONFIG, output_hooks=("model.layers.5.output",), d_out=6)
+    config = replace(CONFIG, output_hooks=("model.layers.5.output",), output_widths=(6,), d_out=6)
     widths = {HOOK: 8, "model.layers.5.output": 6}
     assert match(Model(), widths, config=config) is None
     with pytest.raises(UsageError, match=r"its width at model\.layers\.5\.output is 6, here it is 7"):
         match(Model(), widths | {"model.layers.5.output": 7}, config=config)
+
+
+def test_each_of_several_hookpoints_has_its_own_width():
+    hooks, widths = (HOOK, "model.layers.5.output"), (8, 6)
+    joined = replace(
+        CONFIG,
+        input_hooks=hooks,
+        input_widths=widths,
+        output_hooks=hooks,
+        output_widths=widths,
+        d_in=14,
+        d_out=14,
+    )
+    assert match(Model(), dict(zip(hooks, widths, strict=True)), config=joined) is None
+    with pytest.raises(UsageError, match=r"its width at model\.layers\.5\.output is 6, here it is 8"):
+        match(Model(), {HOOK: 8, "model.layers.5.output": 8}, config=joined)

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from saelab_kernels.shapes import Float, Tensor
+from dataclasses import dataclass
+
+from saelab.evaluation.consistency import max_cosines, partnered_share
+from saelab_kernels.shapes import Bool, Float, Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """What a dictionary found of the planted directions; shares from 0 to 1."""
+
+    frr_80: float
+    """Feature recovery rate: share of planted directions with a decoder row at a cosine above 0.8."""
+    frr_90: float
+    """The same above 0.9."""
+    one_to_one_90: float
+    """Share of planted directions with a decoder row of their own at a cosine above 0.9."""
+    mmcs: float
+    """Mean over planted directions of the largest cosine with a decoder row."""
+    mmcs_features: float
+    """Mean over (alive) decoder rows of the largest cosine with a planted direction; 0 where none is alive."""
 
 
 def feature_recovery(
@@ -10,36 +29,40 @@ def feature_recovery(
 ) -> float:
     """Return the feature recovery rate: the share of planted directions that some decoder row points along.
 
-    A direction counts when its best cosine with a decoder row reaches ``threshold``; one row may
-    serve several directions. Rows of zero length serve none. Norms do not matter, signs do.
+    A direction counts when its best cosine with a decoder row is above ``threshold``; one row may
+    serve several directions (paper: Chen et al. 2025, arXiv 2506.14002). Rows of zero length serve none.
     """
-    return (_cosines(W_dec, directions).amax(1) >= threshold).double().mean().item()
+    return (max_cosines(directions, W_dec) > threshold).double().mean().item()
 
 
 def matched_recovery(
     W_dec: Float[Tensor, "d_sae d_in"], directions: Float[Tensor, "n_features d_in"], threshold: float = 0.9
 ) -> float:
-    """Return the share of planted directions in a one-to-one matching with decoder rows.
+    """Return the share of planted directions in the largest one-to-one matching with decoder rows.
 
-    The matching is greedy: the pair with the largest cosine first, then the largest among the rows
-    and directions that are left. An optimal matching can only be larger; the two differ only where
-    a row is near several directions. Ties go to the lower direction, then to the lower row.
+    Only pairs with a cosine above ``threshold`` are matched; exact, see `saelab.evaluation.consistency.partners`.
     """
-    cosines = _cosines(W_dec, directions)
-    n_matched = 0
-    for _ in range(min(cosines.shape)):
-        best = int(cosines.argmax())
-        direction, row = divmod(best, cosines.shape[1])
-        if not cosines[direction, row] >= threshold:
-            break
-        n_matched += 1
-        cosines[direction, :] = cosines[:, row] = -2.0
-    return n_matched / directions.shape[0]
+    return partnered_share(directions, W_dec, threshold)
 
 
-def _cosines(
-    W_dec: Float[Tensor, "d_sae d_in"], directions: Float[Tensor, "n_features d_in"]
-) -> Float[Tensor, "n_features d_sae"]:
-    rows, targets = W_dec.detach().cpu().double(), directions.cpu().double()
-    lengths = targets.norm(dim=1)[:, None] * rows.norm(dim=1)[None, :]
-    return (targets @ rows.T / lengths.clamp_min(1e-300)).where(lengths > 0, -2.0)
+def measure_recovery(
+    W_dec: Float[Tensor, "d_sae d_in"],
+    directions: Float[Tensor, "n_features d_in"],
+    alive: Bool[Tensor, " d_sae"] | None = None,
+) -> Recovery:
+    """Return every measure of recovery.
+
+    Args:
+        W_dec: Decoder.
+        directions: What was planted.
+        alive: Decoder rows that count for ``mmcs_features``; all where not given. The others count all rows.
+    """
+    best = max_cosines(directions, W_dec)
+    of_features = max_cosines(W_dec, directions, alive_a=alive)
+    return Recovery(
+        frr_80=(best > 0.8).double().mean().item(),
+        frr_90=(best > 0.9).double().mean().item(),
+        one_to_one_90=matched_recovery(W_dec, directions, 0.9),
+        mmcs=best.double().mean().item(),
+        mmcs_features=of_features.double().mean().item() if len(of_features) else 0.0,
+    )

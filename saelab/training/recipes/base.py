@@ -57,6 +57,10 @@ class Recipe(ABC):
         """Return the recipe's own tensors before the first step; may change ``params`` in place."""
         return {}
 
+    def prepare(self, inputs: Inputs, state: State) -> Inputs:
+        """Return a batch as this recipe's forward pass and AuxK see it, for example centred."""
+        return inputs
+
     @abstractmethod
     def rule(self, state: State, clock: Clock) -> tuple[Rule, RuleTensors]:
         """Return the allocation rule of this step."""

@@ -40,7 +40,7 @@ class Traits:
     own_parameters: tuple[str, ...] = ()
     """Tensors of the state that Adam moves too, with the gradients in `Forward.own`."""
     aux: bool = True
-    """Whether dead features are brought back by AuxK, as the configuration says; off where the recipe revives its own."""
+    """Whether AuxK brings dead features back, as the configuration says; off where the recipe revives its own."""
     normalisation: Literal["scale", "none", "layer_norm", "unit_norm"] = "scale"
     """How activations are scaled where the user does not say."""
     allowed_normalisations: tuple[str, ...] = ("scale", "none", "layer_norm", "unit_norm")
@@ -87,6 +87,8 @@ class Setup(NamedTuple):
     """Widths of the hookpoints that are joined in the input."""
     seed: int
     """Seed of the weights."""
+    warm: bool = False
+    """Whether the weights are those of a finished SAE."""
 
 
 class Inputs(NamedTuple):
@@ -181,5 +183,6 @@ class InferenceForm(NamedTuple):
     """Weights of this form where they are not the trained ones (folded norms, gates, tied scales)."""
     W_skip: Float[Tensor, "d_in d_out"] | None = None
     """Linear part beside the features, of skip-transcoders."""
-    attribution: dict[str, float | str] | None = None
-    """``beta``, ``mode``, ``norm`` and ``mean_c`` of g-SAE's score, for encoding where gradients are given."""
+    attribution: dict[str, float | str | None] | None = None
+    """``beta``, ``mode``, ``norm`` and ``mean_c`` of g-SAE's score, for encoding where gradients are given; ``mean_c``
+    is in the units of `Inputs.gradients`, None where c is divided by its mean over the token."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from saelab.errors import UsageError
 from saelab.sae.autoencoder import SAEParameters
+from saelab.training.batch_threshold import calibrated_threshold
 from saelab.training.recipes.base import Recipe
 from saelab.training.recipes.moments import Clock, InferenceForm, Rows, RuleTensors, State
-from saelab_kernels.rules import PerBatch, PerToken, Rule
-from saelab_kernels.select import encode_select
-from saelab_kernels.shapes import Tensor
+from saelab_kernels.rules import PerToken, Rule
 
 THRESHOLD_TOKENS = 16_384
 
@@ -39,23 +35,13 @@ class TopK(Recipe):
 
     def check(self, d_sae: int) -> None:
         if not 1 <= self.k <= d_sae:
-            raise UsageError(f"topk: k must be a whole number from 1 to the width {d_sae}, not {self.k}")
+            raise UsageError(
+                f"{self.name}: k must be a whole number from 1 to the width {d_sae}, not {self.k}"
+            )
 
     def rule(self, state: State, clock: Clock) -> tuple[Rule, RuleTensors]:
         return PerToken(self.k), RuleTensors()
 
     def finalise(self, params: SAEParameters, state: State, rows: Rows) -> InferenceForm:
-        return InferenceForm(PerToken(self.k), optional_theta=self._threshold(params, rows(THRESHOLD_TOKENS)))
-
-    def _threshold(self, params: SAEParameters, encoder_inputs: Iterable[Tensor]) -> Tensor:
-        """Return the value that the `k * tokens` largest pre-activations of a sample exceed (derived).
-
-        The mean of each token's smallest kept value would give a larger L0 than k.
-        """
-        sample = torch.cat(list(encoder_inputs))
-        selection = encode_select(sample, params.W_enc, params.b_enc, PerBatch(self.k), boundary=True)
-        kept = selection.code.values[selection.code.values > 0]
-        if not len(kept):
-            return torch.zeros(())
-        assert selection.boundary is not None
-        return (kept.min() + selection.boundary.clamp_min(0)) / 2
+        theta = calibrated_threshold(params, rows, self.k, THRESHOLD_TOKENS)
+        return InferenceForm(PerToken(self.k), optional_theta=theta)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from saelab.activations.store import Store
     from saelab.api import (
         cache,
-        compare,
         cache_inputs,
+        compare,
         evaluate,
         evaluate_many,
         hooks,
@@ -70,8 +70,8 @@ __all__ = [
     "TopK",
     "UsageError",
     "cache",
-    "compare",
     "cache_inputs",
+    "compare",
     "evaluate",
     "evaluate_many",
     "hooks",

@@ -72,7 +72,7 @@ def gradients_at_kept(
         batch: The tokens.
         label_seed: Draws labels from the model as a store with this seed does; true next tokens where not given.
     """
-    uniform = None if label_seed is None else uniform_numbers(batch.index, label_seed)
+    uniform = None if label_seed is None else uniform_numbers(batch.token_index, label_seed)
     _, found, _ = capture_with_gradients(lm, batch.ids, hookpoints, batch.counted, uniform)
     parts = [found[hookpoint][batch.kept.to(found[hookpoint].device)] for hookpoint in hookpoints]
     return joined([part.to(parts[0].device) for part in parts])

@@ -36,7 +36,7 @@ class PaddedRows(NamedTuple):
     """Positions whose activation is replaced; never a filled-up one."""
     counted: Bool[Tensor, "rows length"]
     """Positions whose prediction of the next token counts; never a filled-up one."""
-    index: Int[Tensor, "rows length"]
+    token_index: Int[Tensor, "rows length"]
     """Position of each token in the store's tokens, int64; 0 where there is no token."""
 
 

@@ -53,7 +53,7 @@ class JumpReLU(SteeredRecipe):
 
     Trained is `log theta` (paper), here in units of ``threshold_speed``: the state's ``log_theta`` is
     `log(theta) / threshold_speed`, so that Adam moves log theta ``threshold_speed`` times as fast as the weights
-    (ours: at speed 1 the thresholds of a run of some 1,000 steps end where they began; measured).
+    (ours: at speed 1 L0 stayed below k for a whole run of 1,171 steps, whatever the coefficient; measured).
 
     The paper's bandwidth and first threshold are 0.001 where `E|x|^2 = 1`, which is `0.001 sqrt(d_in)` here (0.016 for
     256). Few entries of a small batch lie in such a band, so the default is wider, and thresholds start where the

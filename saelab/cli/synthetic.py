@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saelab.cli.options import Common, Count, Result
+from saelab.cli.recipe_options import recipe_options
 from saelab.evaluation.synthetic.spec import PlantedSpec
 
 if TYPE_CHECKING:
@@ -86,14 +87,9 @@ def run(options: Options) -> Result:
 
 
 def _grid(options: Options, planted: PlantedSpec) -> Grid:
-    from saelab.cli import train
     from saelab.training.grid import Grid
 
-    # The one reader of --set looks at nothing else of the options of `saelab train`.
-    as_in_train = train.Options(
-        source=(), out=options.out, tokens=options.tokens, arch=options.arch, k=options.k, set=options.set
-    )
-    of_recipes = train.recipe_options(as_in_train)
+    of_recipes = recipe_options(options.arch, options.k, options.set)
     data = planted.make()
     if not options.k:
         mean_active = float(data.frequencies().sum()) + 1e-9  # a sum that should be 8 may be 7.9999...

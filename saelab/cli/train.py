@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,9 +11,10 @@ import tyro
 from saelab.activations.spec import LiveConfig
 from saelab.cli.harvest_options import HarvestOptions
 from saelab.cli.options import Common, Count, OptionalCount, Result
+from saelab.cli.recipe_options import recipe_options
 from saelab.errors import UsageError
 from saelab.quantities import parse_duration
-from saelab.training.recipes import make_recipe, recipe_names
+from saelab.training.recipes import make_recipe
 
 if TYPE_CHECKING:
     from saelab.activations.live import LiveSource
@@ -124,31 +124,6 @@ def run(options: Options) -> Result:
     return describe_group(group.path, list(group.members), group.parked)
 
 
-def recipe_options(options: Options) -> dict[str, dict[str, Any]]:
-    """Read ``--set recipe.option=value`` into options by recipe.
-
-    Raises:
-        UsageError: An assignment is malformed, or for a recipe that is not trained.
-    """
-    for name in options.arch:
-        if name not in (known := recipe_names()):
-            raise UsageError(f"--arch {name} is unknown; known: {', '.join(known)}")
-    chosen: dict[str, dict[str, Any]] = {}
-    for assignment in options.set:
-        name, separator, value = assignment.partition("=")
-        recipe, dot, option = name.partition(".")
-        if not separator or not dot or recipe not in options.arch:
-            raise UsageError(f"--set {assignment} is not of the form {options.arch[0]}.option=value")
-        of_recipe = chosen.setdefault(recipe, {})
-        if option in of_recipe or (option == "k" and options.k):
-            raise UsageError(f"--set {assignment}: {option} is given twice")
-        try:
-            of_recipe[option] = json.loads(value)
-        except ValueError:
-            of_recipe[option] = value
-    return chosen
-
-
 def _open_source(options: Options, lengths: tuple[int, ...]) -> ActivationSource:
     from saelab.activations.aligned import open_stores
 
@@ -226,7 +201,7 @@ def _grid(options: Options, source: ActivationSource) -> Grid:
         widths=options.width,
         lrs=options.lr,
         seeds=options.seed,
-        recipe_options=recipe_options(options),
+        recipe_options=recipe_options(options.arch, options.k, options.set),
     )
 
 

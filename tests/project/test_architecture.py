@@ -81,7 +81,8 @@ def test_a_file_holds_at_most_350_lines(path):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "hooks", "cache", "train", "evaluate", "compare", "verify", "ls", "demo", "bench"]
+    "command",
+    ["", "hooks", "cache", "train", "evaluate", "compare", "synthetic", "verify", "ls", "demo", "bench"],
 )
 def test_help_imports_no_torch(command):
     script = (

@@ -54,7 +54,7 @@ def test_allowances_sum_to_the_budget_within_their_bounds(exponent, least, total
     inside = (found > least * UNIT + 2) & (found < most * UNIT - 2)
     level = found[inside] / UNIT / weights[inside]
     torch.testing.assert_close(
-        level, level.median().expand_as(level), rtol=1e-2, atol=2 / UNIT / weights[inside].min()
+        level, level.median().expand_as(level), rtol=1e-2, atol=2 / UNIT / float(weights[inside].min())
     )
 
 

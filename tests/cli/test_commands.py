@@ -104,7 +104,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(store_and_run, saelab_json
         (["train", "{store}", "--tokens", "9k", "--width", "x2", "--k", "0", "--out", "x"], "k must be"),
         (
             ["train", "{store}", "--tokens", "1k", "--arch", "topj", "--out", "x"],
-            "topj is unknown; known: topk",
+            "topj is unknown; known: batch-topk, ",
         ),
         (["train", "{store}", "--tokens", "1k", "--at", "blocks.9", "--out", "x"], "no hookpoint 'blocks.9'"),
         (["train", "{store}", "--tokens", "9k", "--set", "gated.k=3", "--out", "x"], "--set gated.k=3"),

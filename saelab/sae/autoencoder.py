@@ -130,7 +130,9 @@ class SparseAutoencoder(nn.Module):
         """Encode and decode in one call; for ``gradients`` see `encode`."""
         code, stats = self._encode(x, gradients)
         x_hat = self._decode(code, stats)
-        return Reconstruction(x_hat if self.W_skip is None else x_hat + x @ self.W_skip, code)
+        if self.W_skip is not None:
+            x_hat = x_hat + x.to(self.W_skip.dtype) @ self.W_skip
+        return Reconstruction(x_hat, code)
 
     def forward(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_out"]:
         """Return the reconstruction of ``x``."""

@@ -255,6 +255,16 @@ def test_different_scales_fold_for_a_transcoder_and_are_refused_with_a_pre_bias(
     torch.testing.assert_close(SparseAutoencoder(config(**plain), folded.parameters)(x), unfolded(x))
 
 
+def test_a_skip_map_is_added_whatever_the_dtype_of_the_activations_and_is_no_part_of_a_code(sae, x):
+    parameters = SAEParameters(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+    W_skip = torch.randn(D_IN, D_IN, generator=torch.Generator().manual_seed(2))
+    skip = SparseAutoencoder(config(has_skip=True), parameters, None, W_skip)
+    for given in (x, x.bfloat16()):
+        torch.testing.assert_close(skip(given), sae(given) + given.float() @ W_skip)
+    with pytest.raises(SaelabError, match="adds a linear map of its input"):
+        skip.decode(skip.encode(x))
+
+
 def test_feature_statistics_have_closed_forms():
     accumulator = FeatureAccumulator(3)
     accumulator.add(SparseCode.from_dense(torch.tensor([[1.0, 0.0, 0.0], [3.0, 2.0, 0.0]])))

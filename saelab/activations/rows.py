@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 from saelab_kernels.shapes import Float, Int, Tensor
 
@@ -17,3 +20,8 @@ class Rows:
     """Position of each row's token in the token stream, int64."""
     gradients: Float[Tensor, "rows d_in"] | None
     """Gradients of the summed loss, where the store has them and they were asked for."""
+
+
+def joined(parts: Sequence[Tensor]) -> Float[Tensor, "*rows d"]:
+    """Join activations of the same tokens at several hookpoints side by side."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)

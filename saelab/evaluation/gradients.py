@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from saelab.activations.rows import joined
 from saelab.activations.store import Store
 from saelab.activations.uniform import uniform_numbers
 from saelab.evaluation.autoencoder import tiles
-from saelab.evaluation.places import Places, joined
+from saelab.evaluation.places import Places
 from saelab.evaluation.tokens import PaddedRows, padded_rows
 from saelab.lm.hooks import Hookpoint, resolve
 from saelab.lm.load import LanguageModel

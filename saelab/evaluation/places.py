@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
+from saelab.activations.rows import joined
 from saelab.activations.store import Store
 from saelab.errors import UsageError
 from saelab.sae.config import SAEConfig
@@ -106,8 +105,3 @@ def require_hooks(places: Places, known: Iterable[str], *, what: str, where: obj
             f"evaluate: {where} has no activations of {', '.join(missing)}, which {what} needs ({places}); "
             f"it has {', '.join(there)}"
         )
-
-
-def joined(parts: Sequence[Tensor]) -> Float[Tensor, "*rows d"]:
-    """Join activations of the same tokens side by side."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)

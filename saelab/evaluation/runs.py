@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
+from saelab.activations.rows import joined
 from saelab.activations.store import Store
 from saelab.evaluation.evaluate import evaluate_together
-from saelab.evaluation.places import joined, require_hooks
+from saelab.evaluation.places import require_hooks
 from saelab.evaluation.records import (
     check_record_name,
     require_same_origin,

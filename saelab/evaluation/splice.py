@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from saelab.evaluation.places import joined
+from saelab.activations.rows import joined
 from saelab.lm.hooks import Hookpoint
 from saelab.lm.load import LanguageModel
 from saelab.lm.run import edited, final_hidden

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from saelab.activations.rows import joined
 from saelab.activations.source import ActivationSource
 from saelab.errors import Interrupted
 from saelab.interrupts import StopRequest
@@ -24,7 +24,6 @@ from saelab.training.parking import unpark
 from saelab.training.run import ACTIVATIONS, CONFIG, SAE
 from saelab.training.warm_start import WarmStart
 from saelab_kernels.rules import rule_to_json
-from saelab_kernels.shapes import Tensor
 
 STATISTICS_ROWS = 200_000
 """Training rows over which feature statistics are taken, about."""
@@ -126,10 +125,5 @@ def _feature_statistics(
     for tile in source.spread_rows(hooks, STATISTICS_ROWS):
         if stop.requested:
             raise Interrupted("stopped while finishing; training is saved, and the same command goes on")
-        accumulator.add(sae.encode(joined(tile, hooks).to(sae.W_enc.device)))
+        accumulator.add(sae.encode(joined([tile[hook] for hook in hooks]).to(sae.W_enc.device)))
     return accumulator.result()
-
-
-def joined(rows: Mapping[str, Tensor], hooks: Sequence[str]) -> Tensor:
-    """Return the activations of several hookpoints side by side, ``[tokens, sum of widths]``."""
-    return rows[hooks[0]] if len(hooks) == 1 else torch.cat([rows[hook] for hook in hooks], 1)

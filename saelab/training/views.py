@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from saelab.activations.rows import joined
 from saelab.activations.source import ActivationSource
 from saelab.sae.config import Normalisation
 from saelab.sae.normalisation import normalise, scale_to_unit_coordinates
@@ -98,7 +99,7 @@ class Views:
             found = rows[view.hook].gradients
             assert found is not None, "the source was opened with gradients"
             parts.append(found / view.normalisation.factor)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return joined(parts)
 
     def spread(self, source: ActivationSource, rows: int, device: torch.device | str) -> Iterator[Scaled]:
         """Yield about ``rows`` training rows of all hookpoints, spread over all of them, normalised."""
@@ -117,5 +118,4 @@ def _view(hook: str, config: TrainConfig, source: ActivationSource) -> View:
 
 
 def _joined(views: tuple[View, ...], rows: Mapping[str, Tensor]) -> Float[Tensor, "tokens d"]:
-    parts = [normalise(rows[view.hook], view.normalisation)[0] for view in views]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return joined([normalise(rows[view.hook], view.normalisation)[0] for view in views])

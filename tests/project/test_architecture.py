@@ -18,10 +18,23 @@ ROOMS = {
     "sae": {"kernels"},
     "training": {"activations", "sae", "kernels"},
     "evaluation": {"training", "activations", "sae", "lm", "text", "kernels"},
-    "viz": {"evaluation"},
-    "api": {"viz", "evaluation", "training", "activations", "sae", "lm", "text"},
-    "demo": {"api", "evaluation", "training", "activations", "sae", "lm", "text"},
-    "cli": {"api", "demo", "evaluation", "training", "activations", "sae", "lm", "text", "kernels"},
+    "features": {"evaluation", "training", "activations", "sae", "lm", "text", "kernels"},
+    "viz": {"evaluation", "features", "text"},
+    "api": {"viz", "features", "evaluation", "training", "activations", "sae", "lm", "text"},
+    "demo": {"api", "viz", "features", "evaluation", "training", "activations", "sae", "lm", "text"},
+    "cli": {
+        "api",
+        "demo",
+        "viz",
+        "features",
+        "evaluation",
+        "training",
+        "activations",
+        "sae",
+        "lm",
+        "text",
+        "kernels",
+    },
 }
 # These write annotations with the kernels package's shape shim; it holds no logic.
 SHIM_USERS = {"lm", "storage"}

@@ -11,7 +11,7 @@ from build_helpers import HOOK, SMALL, Dense, World
 
 from saelab import api
 from saelab.evaluation.autoencoder import encode_tile
-from saelab.features.build.encode import TILE
+from saelab.features.building.encode import TILE
 from saelab.features.indexing import HowToIndex, index_runs
 from saelab.features.spec import IndexConfig
 from saelab.lm.load import load_model

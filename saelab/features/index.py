@@ -15,7 +15,7 @@ from typing import Any
 
 from saelab.errors import DamagedFileError, UsageError
 from saelab.features.codes import CodeShard, read_shard
-from saelab.features.queries.by_token import TokenSearch, find_tokens, search_tokens
+from saelab.features.queries.by_token import TokenSearch, search_tokens, tokens_containing
 from saelab.features.queries.database import Database
 from saelab.features.queries.examples import ExampleReader, require_context, require_kind
 from saelab.features.queries.facts import IndexFacts
@@ -47,7 +47,9 @@ class FeatureIndex(IndexFacts):
         if run is not None:
             require_same_sae(path, self.sae_identity, run)
         self._database = Database(path, self._opened.tables)
-        self._examples = ExampleReader(path, self._database, self._corpus, self.n_vocabulary)
+        self._examples = ExampleReader(
+            self._database, self._corpus, self._opened.n_documents, self.n_vocabulary
+        )
         self._labels: Mapping[int, str] = MappingProxyType({})
 
     @classmethod
@@ -122,7 +124,7 @@ class FeatureIndex(IndexFacts):
 
     def detail(self, feature: int) -> FeatureDetail:
         """Return the histograms and token lists of a feature; UsageError where there is no such feature."""
-        return read_detail(self._database, self._checked(feature))
+        return read_detail(self._database, self._checked(feature), self.n_vocabulary)
 
     def feature(self, feature: int, *, context: int | None = CONTEXT) -> FeatureView:
         """Return all that the index knows of a feature.
@@ -145,7 +147,7 @@ class FeatureIndex(IndexFacts):
         others = {one.other for one in (*neighbors, *companions)}
         return FeatureView(
             row=read_row(self._database, feature),
-            detail=read_detail(self._database, feature),
+            detail=read_detail(self._database, feature, self.n_vocabulary),
             examples=examples,
             neighbors=neighbors,
             companions=companions,
@@ -202,7 +204,7 @@ class FeatureIndex(IndexFacts):
         require_limit(limit)
         if not text:
             raise UsageError("index: give the text of a token")
-        tokens = find_tokens(self._database, text, contains=contains)
+        tokens = tokens_containing(self._database, text) if contains else self.vocabulary.find(text)
         self._database.require_active_on()
         return search_tokens(self._database, tokens, limit, has_logits=self.has("logits"))
 

@@ -49,12 +49,12 @@ class TokenSearch:
     """Features that are active on one of them, largest share first."""
 
 
-def find_tokens(database: Database, text: str, *, contains: bool) -> tuple[int, ...]:
-    """Return the ids of the tokens whose text is, or contains, a text; spaces before and after it aside."""
-    condition = "contains(text, ?)" if contains else "text = ? OR trim(text) = ?"
-    parameters = [text] if contains else [text, text]
-    rows = database.select(f"SELECT token_id FROM vocabulary WHERE {condition} ORDER BY token_id", parameters)
-    return tuple(row["token_id"] for row in rows)
+def tokens_containing(database: Database, text: str) -> list[int]:
+    """Return the ids of the tokens whose text contains a text, ascending."""
+    rows = database.select(
+        "SELECT token_id FROM vocabulary WHERE contains(text, ?) ORDER BY token_id", [text]
+    )
+    return [row["token_id"] for row in rows]
 
 
 def search_tokens(database: Database, tokens: Sequence[int], limit: int, *, has_logits: bool) -> TokenSearch:

@@ -21,6 +21,10 @@ from saelab.storage.manifest import MANIFEST_NAME
 
 THREADS = min(4, max(2, os.cpu_count() or 2))
 """Threads of the engine: queries are short, and several users of an app share a machine."""
+_UNDEFINED = " OR ".join(
+    f"{name} IS NULL"
+    for name in ("n_fires", "density", "n_documents", "decoder_norm", "encoder_bias", "flags", "name")
+)
 _LABELS = pa.schema([("feature", pa.uint32()), ("label", pa.string())])
 
 
@@ -36,9 +40,9 @@ class Database:
     """
 
     def __init__(self, folder: Path, tables: Sequence[str]) -> None:
-        self._folder = folder.resolve()
+        self.folder = folder.resolve()
         self._tables = tables
-        self._manifest = _stamp(self._folder)
+        self._manifest = _stamp(self.folder)
         self._lock = Lock()
         self._has_active_on = False
         self._connection = duckdb.connect(":memory:")
@@ -51,7 +55,7 @@ class Database:
     @property
     def is_current(self) -> bool:
         """Whether the folder still holds the index that was opened."""
-        return _stamp(self._folder) == self._manifest
+        return _stamp(self.folder) == self._manifest
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return the rows of a query by the names of its columns; a cursor of its own for each call.
@@ -118,17 +122,23 @@ class Database:
         run("SET autoinstall_known_extensions=false")
         run("SET autoload_known_extensions=false")
         run("SET parquet_metadata_cache=true")
-        run(f"SET allowed_directories=[{_quoted(f'{self._folder}/')}]")
+        run(f"SET allowed_directories=[{_quoted(f'{self.folder}/')}]")
         run("SET enable_external_access=false")
         for name in self._tables:
             view = name.removesuffix(".parquet")
             if name != FEATURES:
-                run(f"CREATE VIEW {view} AS SELECT * FROM read_parquet({_quoted(str(self._folder / name))})")
+                run(f"CREATE VIEW {view} AS SELECT * FROM read_parquet({_quoted(str(self.folder / name))})")
         try:
             # In memory, since every page and every other query needs some of it.
-            run("CREATE TABLE numbers AS SELECT * FROM read_parquet(?)", [str(self._folder / FEATURES)])
+            run("CREATE TABLE numbers AS SELECT * FROM read_parquet(?)", [str(self.folder / FEATURES)])
         except duckdb.Error as error:
             raise self._explained(FEATURES.removesuffix(".parquet"), error) from error
+        if run(
+            f"SELECT count(*) FROM numbers WHERE feature IS DISTINCT FROM rowid OR {_UNDEFINED}"
+        ).fetchall() != [(0,)]:
+            raise DamagedFileError(
+                f"{self.folder / FEATURES}: there is not one row for each feature, in order, with numbers and a name"
+            )
         run("CREATE TABLE labels (feature UINTEGER, label VARCHAR)")
         columns = ", ".join(f"numbers.{name}" for name in FEATURES_SCHEMA.names)
         run(f"CREATE VIEW features AS SELECT {columns}, label FROM numbers LEFT JOIN labels USING (feature)")
@@ -136,14 +146,14 @@ class Database:
 
     def _require_current(self) -> None:
         if not self.is_current:
-            raise UsageError(f"{self._folder} was built anew since it was opened; open it again")
+            raise UsageError(f"{self.folder} was built anew since it was opened; open it again")
 
     def _explained(self, sql: str, error: duckdb.Error) -> Exception:
         """Return a refusal for what a damaged file causes, and a mistake of this program as it is."""
         if isinstance(error, duckdb.ParserException | duckdb.BinderException | duckdb.CatalogException):
             return error
         asked = [name for name in self._tables if name.removesuffix(".parquet") in sql]
-        where = ", ".join(str(self._folder / name) for name in asked) or str(self._folder)
+        where = ", ".join(str(self.folder / name) for name in asked) or str(self.folder)
         return DamagedFileError(f"cannot read {where}: {str(error).splitlines()[0]}; build the index again")
 
 

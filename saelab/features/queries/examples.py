@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from saelab.errors import DamagedFileError, UsageError
@@ -45,15 +44,17 @@ class ExampleReader:
     """Reads the examples of an index.
 
     Args:
-        folder: The index, for messages.
-        database: Its tables.
+        database: The tables of the index.
         corpus: Its tokens.
-        n_vocabulary: Size of its vocabulary.
+        n_documents: How many documents they are of.
+        n_vocabulary: Size of the vocabulary.
     """
 
-    def __init__(self, folder: Path, database: Database, corpus: IndexedCorpus, n_vocabulary: int) -> None:
-        self._folder, self._database, self._corpus = folder, database, corpus
-        self._n_vocabulary = n_vocabulary
+    def __init__(
+        self, database: Database, corpus: IndexedCorpus, n_documents: int, n_vocabulary: int
+    ) -> None:
+        self._database, self._corpus = database, corpus
+        self._n_documents, self._n_vocabulary = n_documents, n_vocabulary
 
     def of_kind(self, feature: int, kind: int, context: int | None, limit: int | None) -> tuple[Example, ...]:
         """Return the examples of one kind, from its own table for near misses.
@@ -79,7 +80,9 @@ class ExampleReader:
         for row in rows:
             example = self._rebuilt(row, context)
             if example.kind not in found:
-                raise DamagedFileError(f"{self._folder / EXAMPLES} holds examples of the kind {example.kind}")
+                raise DamagedFileError(
+                    f"{self._database.folder / EXAMPLES} holds examples of the kind {example.kind}"
+                )
             found[example.kind].append(example)
         return {name: tuple(examples) for name, examples in found.items()}
 
@@ -89,7 +92,9 @@ class ExampleReader:
             first, end = self._corpus.window(peak, context)
             tokens = self._corpus.tokens[first:end].tolist()
             if min(tokens) < 0 or max(tokens) >= self._n_vocabulary:
-                raise UsageError(f"a token beside {peak:,} is not of the vocabulary")
+                raise ValueError(f"a token beside {peak:,} is not of the vocabulary")
+            if not 0 <= raw["document"] < self._n_documents:
+                raise ValueError(f"there is no document {raw['document']:,}")
             activations = [0.0] * len(tokens)
             for offset, activation in zip(raw["offsets"], raw["activations"], strict=True):
                 if first <= peak + offset < end:
@@ -98,7 +103,7 @@ class ExampleReader:
         except (UsageError, TypeError, ValueError, KeyError) as error:
             name = NEAR_MISS if raw["kind"] == NEAR else EXAMPLES
             raise DamagedFileError(
-                f"{self._folder / name}: an example of feature {raw['feature']} is not sound: {error}"
+                f"{self._database.folder / name}: an example of feature {raw['feature']} is not sound: {error}"
             ) from error
         return Example(
             feature=raw["feature"],

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from saelab.errors import DamagedFileError, UsageError
 from saelab.features.queries.corpus import IndexedCorpus
 from saelab.features.queries.opened import OpenedIndex
 from saelab.features.schema import LOGIT_INVERSE, VOCABULARY
 from saelab.features.spec import IndexConfig
 from saelab.storage.manifest import Manifest
-
-if TYPE_CHECKING:
-    from saelab.text.vocabulary import Vocabulary
+from saelab.text.vocabulary import Vocabulary
 
 
 class IndexFacts:
@@ -78,10 +76,12 @@ class IndexFacts:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The tokens of the tokenizer, as bytes and as text."""
-        from saelab.text.vocabulary import Vocabulary
-
-        return Vocabulary.from_table(pq.read_table(self.path / VOCABULARY))
+        """The tokens of the tokenizer, as bytes and as text; DamagedFileError where the table is not sound."""
+        path = self.path / VOCABULARY
+        try:
+            return Vocabulary.from_table(pq.read_table(path))
+        except (OSError, pa.ArrowException, UsageError) as error:
+            raise DamagedFileError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
 
     @property
     def tokens(self) -> NDArray[np.int32]:

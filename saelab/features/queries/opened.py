@@ -71,6 +71,7 @@ class OpenedIndex:
     """Those that were looked at."""
     n_rows: int
     """Rows of tokens."""
+    n_documents: int
     n_vocabulary: int
     parts: tuple[str, ...]
     source: str
@@ -121,6 +122,7 @@ def check_index(path: Path) -> OpenedIndex:
         n_tokens=_count(corpus, "n_tokens", where),
         n_kept=_count(corpus, "n_kept", where),
         n_rows=_count(corpus, "n_rows", where),
+        n_documents=_count(corpus, "n_documents", where),
         n_vocabulary=rows[VOCABULARY],
         parts=parts,
         source=_entry(content, "source", str, where),

@@ -24,31 +24,49 @@ def read_row(database: Database, feature: int) -> FeatureRow:
 
 
 def read_rows(database: Database, features: Sequence[int]) -> dict[int, FeatureRow]:
-    """Return the numbers of several features."""
-    found = database.select(
-        f"{ALL_NUMBERS} WHERE feature IN (SELECT unnest(?::UINTEGER[]))", [list(features)]
-    )
-    return {raw["feature"]: feature_row(raw) for raw in found}
+    """Return the numbers of several features.
+
+    Raises:
+        DamagedFileError: There is no such feature, so that the table that speaks of it is not sound.
+    """
+    return {raw["feature"]: feature_row(raw) for raw in _select_all(database, "*", features)}
 
 
 def read_names(database: Database, features: Sequence[int]) -> dict[int, str]:
-    """Return the labels of several features, or their names where they have none."""
-    found = database.select(
-        "SELECT feature, name, label FROM features WHERE feature IN (SELECT unnest(?::UINTEGER[]))",
-        [list(features)],
-    )
+    """Return the labels of several features, or their names where they have none.
+
+    Raises:
+        DamagedFileError: There is no such feature, so that the table that speaks of it is not sound.
+    """
+    found = _select_all(database, "feature, name, label", features)
     return {raw["feature"]: raw["label"] or raw["name"] for raw in found}
 
 
-def read_detail(database: Database, feature: int) -> FeatureDetail:
+def _select_all(database: Database, columns: str, features: Sequence[int]) -> list[dict[str, Any]]:
+    wanted = sorted(set(features))
+    found = database.select(
+        f"SELECT {columns} FROM features WHERE feature IN (SELECT unnest(?::UINTEGER[]))", [wanted]
+    )
+    if len(found) != len(wanted):
+        missing = set(wanted) - {raw["feature"] for raw in found}
+        raise DamagedFileError(
+            f"{database.folder}: a table names feature {min(missing)}, which there is not; build the index again"
+        )
+    return found
+
+
+def read_detail(database: Database, feature: int, n_vocabulary: int) -> FeatureDetail:
     """Return the lists of a feature that there is.
 
     Raises:
-        DamagedFileError: Lists that belong together differ in length, or one is missing.
+        DamagedFileError: Lists that belong together differ in length, one is missing, or a token is not of the
+            vocabulary.
     """
     rows = database.select("SELECT * FROM feature_detail WHERE feature = ?", [feature])
     try:
         (raw,) = rows
+        if max((*raw["promoted"], *raw["suppressed"], *raw["tokens"]), default=0) >= n_vocabulary:
+            raise ValueError("a token is not of the vocabulary")
         return FeatureDetail(
             feature=feature,
             activations=_histogram(raw, "histogram"),
@@ -66,7 +84,9 @@ def read_detail(database: Database, feature: int) -> FeatureDetail:
             positions=tuple(raw["position_shares"]),
         )
     except (TypeError, ValueError) as error:
-        raise DamagedFileError(f"{DETAIL}: the lists of feature {feature} do not fit: {error}") from error
+        raise DamagedFileError(
+            f"{database.folder / DETAIL}: the lists of feature {feature} do not fit: {error}"
+        ) from error
 
 
 def _histogram(raw: Mapping[str, Any], name: str) -> Histogram:

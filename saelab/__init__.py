@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from saelab.activations.store import Store
     from saelab.api import (
+        build_index,
         cache,
         cache_inputs,
         compare,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         hooks,
         live,
         load,
+        open_index,
         open_store,
         train,
         train_grid,
@@ -44,6 +46,7 @@ _HOMES = {
     "TextSpec": "saelab.text.spec",
     "TopK": "saelab.training.recipes.topk",
     "UsageError": "saelab.errors",
+    "build_index": "saelab.api",
     "cache": "saelab.api",
     "compare": "saelab.api",
     "cache_inputs": "saelab.api",
@@ -54,6 +57,7 @@ _HOMES = {
     "live": "saelab.api",
     "load": "saelab.api",
     "load_model": "saelab.lm.load",
+    "open_index": "saelab.api",
     "open_store": "saelab.api",
     "train": "saelab.api",
     "train_grid": "saelab.api",
@@ -69,6 +73,7 @@ __all__ = [
     "TextSpec",
     "TopK",
     "UsageError",
+    "build_index",
     "cache",
     "cache_inputs",
     "compare",
@@ -79,6 +84,7 @@ __all__ = [
     "live",
     "load",
     "load_model",
+    "open_index",
     "open_store",
     "train",
     "train_grid",

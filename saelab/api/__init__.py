@@ -1,11 +1,13 @@
-"""The loop in Python: cache, train, evaluate, load. `import saelab` offers these names without loading torch."""
+"""The loop in Python: cache, train, evaluate, index, load. `import saelab` offers these names without loading torch."""
 
 from saelab.api.comparing import compare
 from saelab.api.data import cache, cache_inputs, hooks, live, open_store
 from saelab.api.evaluating import evaluate, evaluate_many, load
+from saelab.api.indexing import build_index, open_index
 from saelab.api.training import train, train_config, train_grid
 
 __all__ = [
+    "build_index",
     "cache",
     "cache_inputs",
     "compare",
@@ -14,6 +16,7 @@ __all__ = [
     "hooks",
     "live",
     "load",
+    "open_index",
     "open_store",
     "train",
     "train_config",

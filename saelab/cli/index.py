@@ -80,8 +80,9 @@ def run(options: Options) -> Result:
 def _parts(options: Options) -> list[Part]:
     known: dict[str, Part] = {part: part for part in PARTS}
     asked = options.runs[2:]
-    if not asked or (unknown := [part for part in asked if part not in known]):
-        wrong = f"{unknown[0]!r} is no part" if asked else "name at least one part"
+    unknown = [part for part in asked if part not in known]
+    if unknown or not asked:
+        wrong = f"{unknown[0]!r} is no part" if unknown else "name at least one part"
         raise UsageError(f"{wrong}; there are {', '.join(PARTS)}: saelab index add RUN PART...")
     return [known[part] for part in asked]
 

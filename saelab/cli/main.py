@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train an SAE on cached activations, or finish an interrupted run",
     "evaluate": "sparsity, reconstruction, density and loss recovered",
     "compare": "one table and figures over runs, on the same tokens",
+    "index": "what every feature does: examples, statistics, logits, neighbors",
     "synthetic": "how many planted features SAEs find, and how far seeds agree",
     "verify": "compare a folder with its checksums",
     "ls": "what is in a folder, how large, and from what",

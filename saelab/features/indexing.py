@@ -281,21 +281,30 @@ def _ingredients(
         corpus, origin = _live_corpus(harvest, lm, places)
     lens = find_lens(lm, sae.config)
     return Ingredients(
-        sae=sae if lm is None else sae.to(lm.device),
+        sae=sae.to(lm.device),
         corpus=corpus,
         config=how.config,
         parts=how.parts,
         lens=lens,
-        vocabulary=Vocabulary.of_ids(corpus.tokens) if lm is None else Vocabulary.of_tokenizer(lm.tokenizer),
+        vocabulary=Vocabulary.of_tokenizer(lm.tokenizer, size=_logits_of(lm)),
         keep_codes=how.keep_codes,
         facts=describe_index(run, corpus, how.config, origin, lens),
     )
 
 
-def _model_of(store: Store, shared: Shared) -> LanguageModel | None:
+def _logits_of(lm: LanguageModel) -> int | None:
+    """Return the number of logits, which may be more than the tokenizer has tokens."""
+    return None if lm.unembedding is None else lm.unembedding.weight.shape[0]
+
+
+def _model_of(store: Store, shared: Shared) -> LanguageModel:
     spec = store.model_spec()
-    lm = None if spec is None else shared.model(spec)
-    if lm is not None and store.model_identity is not None and lm.identity.hash != store.model_identity.hash:
+    if spec is None:
+        raise UsageError(
+            f"index: {store.path} does not say which model made it, so its tokens cannot be shown"
+        )
+    lm = shared.model(spec)
+    if store.model_identity is not None and lm.identity.hash != store.model_identity.hash:
         raise UsageError(
             f"index: the model {lm.identity.name} is not the one that made the activations of {store.path}; "
             "give the model that did, or index a text with --text"

@@ -51,7 +51,7 @@ def in_order(rows, kind):
 
 @pytest.mark.parametrize("context", [0, 2, WINDOW, 9, None])
 @pytest.mark.parametrize("kind", KINDS)
-def test_windows_are_rebuilt_within_their_rows(index, known, kind, context):
+def test_windows_are_rebuilt_within_their_rows_and_documents(index, known, kind, context):
     for feature in range(D_SAE):
         table = NEAR_MISS if kind == "near-miss" else EXAMPLES
         rows = in_order([as_stored(table, row) for row in known.of(table, feature)], kind)
@@ -59,8 +59,9 @@ def test_windows_are_rebuilt_within_their_rows(index, known, kind, context):
         assert [one.token_index for one in found] == [row["token_index"] for row in rows]
         for example, row in zip(found, rows, strict=True):
             peak = row["token_index"]
-            start = max(s for s in ROW_STARTS if s <= peak)
-            end = min(s for s in ROW_STARTS if s > peak)
+            edges = {*ROW_STARTS, *DOCUMENT_STARTS}
+            start = max(s for s in edges if s <= peak)
+            end = min(s for s in edges if s > peak)
             first = start if context is None else max(start, peak - context)
             last = end if context is None else min(end, peak + context + 1)
             expected = known.dense[first:last, feature].copy()

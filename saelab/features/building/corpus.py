@@ -56,6 +56,8 @@ class Corpus(ABC):
         """Role of every token, of conversations."""
         self.documents = _first_documents(sequences.documents, self.n_tokens)
         """The documents, the last one cut where the tokens end."""
+        self.span_starts: NDArray[np.int64] = np.union1d(self.row_starts, self.documents.starts)
+        """Where each span of one document within one row starts, and at the end the number of tokens."""
         kept = np.concatenate([[0], np.cumsum(self.keep, dtype=np.int64)])
         self.n_kept = int(kept[-1])
         """Kept tokens: what densities are shares of."""
@@ -81,6 +83,11 @@ class Corpus(ABC):
     def row_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the number of the row of tokens of each token position."""
         return np.searchsorted(self.row_starts, positions, side="right") - 1
+
+    def span_of(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first position of each token's document within its row, and the one behind the last."""
+        span = np.searchsorted(self.span_starts, positions, side="right") - 1
+        return self.span_starts[span], self.span_starts[span + 1]
 
     def stretches(self, kept: int) -> list[Stretch]:
         """Cut the corpus into whole rows of tokens, each stretch ending with the rows that fill it with ``kept``.

@@ -102,13 +102,12 @@ class Chooser:
     def windows(
         self, firings: Firings, rows: NDArray[np.int64]
     ) -> tuple[list[NDArray[np.int16]], list[NDArray[np.float32]]]:
-        """Return offsets and activations of a feature around peaks, within the window and the row of tokens."""
+        """Return offsets and activations of a feature around peaks, within the window, the row and the document."""
         active = self.positions[firings.rows]
         peaks = self.positions[rows]
-        starts = self._corpus.row_starts
-        owner = self._corpus.row_of(peaks)
-        low = np.maximum(peaks - self._config.window, starts[owner])
-        high = np.minimum(peaks + self._config.window + 1, starts[owner + 1])
+        start, end = self._corpus.span_of(peaks)
+        low = np.maximum(peaks - self._config.window, start)
+        high = np.minimum(peaks + self._config.window + 1, end)
         first, last = np.searchsorted(active, low), np.searchsorted(active, high)
         offsets = [
             (active[a:b] - peak).astype(np.int16)
@@ -117,12 +116,11 @@ class Chooser:
         return offsets, [firings.values[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
 
     def window_hashes(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Return a hash of the tokens around each peak: of 8 on either side, within the row of tokens."""
+        """Return a hash of the tokens around each peak: of 8 on either side, within row and document."""
         peaks = self.positions[rows]
         around = peaks[:, None] + np.arange(-HASH_TOKENS, HASH_TOKENS + 1)
-        owner = self._corpus.row_of(peaks)
-        starts = self._corpus.row_starts
-        inside = (around >= starts[owner][:, None]) & (around < starts[owner + 1][:, None])
+        start, end = self._corpus.span_of(peaks)
+        inside = (around >= start[:, None]) & (around < end[:, None])
         tokens = np.where(inside, self._corpus.tokens[np.where(inside, around, 0)] + 1, 0).astype(np.uint64)
         found = np.zeros(len(peaks), dtype=np.uint64)
         for column in tokens.T:

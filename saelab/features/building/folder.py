@@ -7,8 +7,8 @@ RUN/indexes/.old-NAME/        for the moment of the swap
 ```
 
 Everything is written in the building folder. When its manifest stands there, the folder is renamed to its place;
-whoever has the old index open keeps reading it. A crash at any moment leaves the old index or the new one, and the same
-command finishes what is left.
+whoever had the old index open is told so at the next question. A crash at any moment leaves the old index or the new
+one, and the same command finishes what is left.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class TokenStatistics:
     tokens: tuple[TokenShare, ...]
     """Strongest first, ties by id; at most 20."""
     previous: tuple[int, float] | None
-    """The token that stands most often right before, within the row of tokens; None where there is never one."""
+    """The token that stands most often right before, within row and document; None where there is never one."""
     next: tuple[int, float] | None
     """The token that follows most often."""
     first_position_share: float
@@ -52,7 +52,8 @@ class TokenCounter:
         positions, owner = self._positions[rows], self._owner[rows]
         starts, tokens = self._corpus.row_starts, self._corpus.tokens
         offsets = positions - starts[owner]
-        before, after = offsets > 0, positions + 1 < starts[owner + 1]
+        start, end = self._corpus.span_of(positions)
+        before, after = positions > start, positions + 1 < end
         assert self._is_first is not None
         bins = np.bincount(offsets * POSITION_BINS // self._context, minlength=POSITION_BINS)
         return TokenStatistics(

@@ -77,17 +77,21 @@ class IndexedCorpus:
         return int(np.searchsorted(self._document_starts, position, side="right")) - 1
 
     def window(self, position: int, context: int | None) -> tuple[int, int]:
-        """Return the first position shown around a token, and the one behind the last; within its row.
+        """Return the first position shown around a token, and the one behind the last; within its row and document.
 
         Args:
             position: The token.
-            context: Tokens on either side; None for the whole row.
+            context: Tokens on either side; None for all.
 
         Raises:
             UsageError: There is no such position.
         """
         row = self.row_of(position)
-        first, end = int(self.row_starts[row]), int(self.row_starts[row + 1])
+        starts, document = self._document_starts, self.document_of(position)
+        first = max(int(self.row_starts[row]), int(starts[document]))
+        end = int(self.row_starts[row + 1])
+        if document + 1 < len(starts):
+            end = min(end, int(starts[document + 1]))
         if context is None:
             return first, end
         return max(first, position - context), min(end, position + context + 1)

@@ -40,10 +40,11 @@ class Dense:
     def document(self, position: int) -> int:
         return int(np.searchsorted(self.document_starts, position, side="right")) - 1
 
-    def row(self, position: int) -> tuple[int, int]:
-        """First position of the row of tokens, and the one behind it."""
-        row = int(np.searchsorted(self.row_starts, position, side="right")) - 1
-        return int(self.row_starts[row]), int(self.row_starts[row + 1])
+    def span(self, position: int) -> tuple[int, int]:
+        """First position of a token's document within its row of tokens, and the one behind the last."""
+        ends = [*self.row_starts, *self.document_starts]
+        first = max(end for end in ends if end <= position)
+        return int(first), int(min(end for end in ends if end > position))
 
 
 def data_files(folder: Path) -> dict[str, bytes]:

@@ -81,7 +81,7 @@ def test_neighboring_tokens_stay_within_their_row(dense, tables):
         for name, step in (("previous_token", -1), ("next_token", 1)):
             mass: dict[int, float] = {}
             for position in where:
-                first, last = dense.row(position)
+                first, last = dense.span(position)
                 if first <= position + step < last:
                     token = int(dense.tokens[position + step])
                     value = float(column[dense.positions == position][0])
@@ -187,7 +187,7 @@ def test_windows_hold_every_activation_around_a_peak(dense, examples):
         column = dense.values[:, feature]
         for row in rows:
             peak = row["token_index"]
-            first, last = dense.row(peak)
+            first, last = dense.span(peak)
             wanted = {}
             for position in range(max(first, peak - SMALL.window), min(last, peak + SMALL.window + 1)):
                 value = column[value_at[position]] if position in value_at else 0
@@ -208,7 +208,7 @@ def test_the_window_hash_is_that_of_the_tokens_around(dense, examples):
 
 
 def tokens_around(dense, position):
-    first, last = dense.row(position)
+    first, last = dense.span(position)
     span = range(position - HASH_TOKENS, position + HASH_TOKENS + 1)
     return tuple(int(dense.tokens[p]) if first <= p < last else -1 for p in span)
 

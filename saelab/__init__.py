@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         load,
         open_index,
         open_store,
+        report,
+        show,
         train,
         train_grid,
     )
@@ -59,6 +61,8 @@ _HOMES = {
     "load_model": "saelab.lm.load",
     "open_index": "saelab.api",
     "open_store": "saelab.api",
+    "report": "saelab.api",
+    "show": "saelab.api",
     "train": "saelab.api",
     "train_grid": "saelab.api",
 }
@@ -86,6 +90,8 @@ __all__ = [
     "load_model",
     "open_index",
     "open_store",
+    "report",
+    "show",
     "train",
     "train_grid",
 ]

@@ -4,6 +4,7 @@ from saelab.api.comparing import compare
 from saelab.api.data import cache, cache_inputs, hooks, live, open_store
 from saelab.api.evaluating import evaluate, evaluate_many, load
 from saelab.api.indexing import build_index, open_index
+from saelab.api.reporting import report, show
 from saelab.api.training import train, train_config, train_grid
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "load",
     "open_index",
     "open_store",
+    "report",
+    "show",
     "train",
     "train_config",
     "train_grid",

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "sparsity, reconstruction, density and loss recovered",
     "compare": "one table and figures over runs, on the same tokens",
     "index": "what every feature does: examples, statistics, logits, neighbors",
+    "report": "a run as one page that needs no network: metrics, figures, clear features",
     "synthetic": "how many planted features SAEs find, and how far seeds agree",
     "verify": "compare a folder with its checksums",
     "ls": "what is in a folder, how large, and from what",

@@ -59,9 +59,10 @@ _LAYOUT = """
 .saelab-tokens { font: 14px/1.75 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 .saelab-tokens .row { display: grid; grid-template-columns: 5.5em minmax(0, 1fr); gap: 0 0.7em; padding: 0.25em 0;
   border-bottom: 1px solid var(--sl-line); break-inside: avoid; }
-.saelab-tokens .note { text-align: right; font-variant-numeric: tabular-nums; color: var(--sl-quiet);
-  white-space: pre-line; }
-.saelab-tokens .text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; overflow: hidden; }
+.saelab-tokens .note { text-align: right; font-variant-numeric: tabular-nums; color: var(--sl-quiet); }
+.saelab-tokens .note[open] { grid-column: 1 / -1; text-align: left; padding: 0 0 0.3em 1em; }
+.saelab-tokens .text { grid-column: 2; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate;
+  overflow: hidden; }
 .saelab-tokens .t { color: var(--sl-ink); border-bottom: 0 solid transparent; -webkit-box-decoration-break: clone;
   box-decoration-break: clone; }
 .saelab-tokens .peak { outline: 1.5px solid var(--sl-ink); outline-offset: -1px; border-radius: 2px; }
@@ -71,11 +72,10 @@ _LAYOUT = """
   margin: 0 1px; direction: ltr; unicode-bidi: isolate; }
 .saelab-tokens .nan { background: repeating-linear-gradient(45deg, transparent 0 4px, var(--sl-line) 4px 6px);
   border-bottom: 1px dashed var(--sl-quiet); }
-.saelab-tokens .legend, .saelab-tokens details { font: 12px/1.5 Helvetica, Arial, sans-serif; color: var(--sl-quiet); }
+.saelab-tokens .legend, .saelab-tokens table { font: 12px/1.5 Helvetica, Arial, sans-serif; color: var(--sl-quiet); }
 .saelab-tokens .legend .t { display: inline-block; width: 1.15em; height: 1.1em; vertical-align: middle; }
 .saelab-tokens .legend .a0 { border: 1px solid var(--sl-line); }
-.saelab-tokens details { grid-column: 2; }
-.saelab-tokens summary { cursor: pointer; width: fit-content; }
+.saelab-tokens summary { cursor: pointer; }
 .saelab-tokens table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .saelab-tokens th, .saelab-tokens td { text-align: left; padding: 0 0.8em 0 0; font-weight: normal; border: 0;
   white-space: pre-wrap; color: var(--sl-quiet); background: none; }

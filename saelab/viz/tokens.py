@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from saelab.viz.small_table import small_table
 from saelab.viz.text import html_text
 from saelab.viz.token_style import STEPS
 from saelab.viz.visible import NEWLINE, visible_parts, visible_text
@@ -64,7 +65,7 @@ def token_html(
             else it is taken from the rows. Not for the scale ``row``.
         breaks: Break lines where the text does.
         legend: Explain the colours.
-        disclose: List the strongest tokens of each row below it, closed at first.
+        disclose: List the strongest tokens of each row, where its note is opened.
     """
     common = None if scale == "row" else _reference(rows, scale, reference)
     parts = [_legend(rows, scale, common)] if legend else []
@@ -93,10 +94,16 @@ def number_text(value: float | None) -> str:
     return shown.replace("-", "\N{MINUS SIGN}") if value < 0 else shown
 
 
-def markup(text: str, *, breaks: bool = False) -> str:
-    """Return a text with all that is hidden in it shown, escaped."""
+def markup(text: str, *, breaks: bool = False, spaces: bool = False) -> str:
+    """Return a text with all that is hidden in it shown, escaped.
+
+    Args:
+        text: Any text.
+        breaks: Break lines where the text does.
+        spaces: Show spaces as dots, for a token that stands alone.
+    """
     shown = []
-    for kind, part in visible_parts(text):
+    for kind, part in visible_parts(text, spaces=spaces):
         if kind == "text":
             shown.append(html_text(part))
         elif kind == "chip":
@@ -110,15 +117,14 @@ def markup(text: str, *, breaks: bool = False) -> str:
 
 def _row(row: TokenRow, top: float, *, breaks: bool, disclose: bool) -> str:
     tokens = "".join(_token(row, place, top, breaks=breaks) for place in range(len(row.texts)))
-    note = (
-        f'<div class="note">{html_text(visible_text(row.note))}</div>'
-        if row.note
-        else '<div class="note"></div>'
-    )
-    more = _strongest(row) if disclose else ""
+    note, table = html_text(visible_text(row.note)) if row.note else "", _strongest(row) if disclose else ""
+    if table:
+        before = f'<details class="note"><summary>{note or "values"}</summary>{table}</details>'
+    else:
+        before = f'<div class="note">{note}</div>'
     return (
-        f'<div class="row" role="group" aria-label="{html_text(_label(row))}">{note}'
-        f'<div class="text" dir="auto">{tokens}</div>{more}</div>'
+        f'<div class="row" role="group" aria-label="{html_text(_label(row))}">{before}'
+        f'<div class="text" dir="auto">{tokens}</div></div>'
     )
 
 
@@ -148,14 +154,11 @@ def _label(row: TokenRow) -> str:
 
 def _strongest(row: TokenRow) -> str:
     places = [place for place in _strongest_places(row) if row.values[place] != 0][:STRONGEST]
-    if not places:
-        return ""
-    cells = "".join(
-        f"<tr><td>{place + 1}</td><td>{markup(row.texts[place])}</td><td>{number_text(row.values[place])}</td></tr>"
+    cells = [
+        (str(place + 1), markup(row.texts[place], spaces=True), number_text(row.values[place]))
         for place in places
-    )
-    head = "<thead><tr><th>place</th><th>token</th><th>value</th></tr></thead>"
-    return f"<details><summary>values</summary><table>{head}<tbody>{cells}</tbody></table></details>"
+    ]
+    return small_table(("place", "token", "value"), cells, text=(1,)) if cells else ""
 
 
 def _strongest_places(row: TokenRow) -> list[int]:

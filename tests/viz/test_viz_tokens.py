@@ -14,7 +14,7 @@ from saelab.viz.visible import visible_parts, visible_text
 TAGS = {"div", "span", "br", "details", "summary", "table", "thead", "tbody", "tr", "th", "td"}
 ATTRIBUTES = {"class", "title", "dir", "role", "aria-label"}
 CLASSES = {
-    "saelab-tokens", "row", "note", "text", "t", "peak", "special", "mark", "chip", "nan", "legend", "n",
+    "saelab-tokens", "number", "row", "note", "text", "t", "peak", "special", "mark", "chip", "nan", "legend", "n",
     *(f"a{step}" for step in range(16)),
 }  # fmt: skip
 PAYLOADS = (
@@ -155,10 +155,10 @@ def test_labels_hovers_and_values():
     assert 'title=" Brigade  4.206"' in html and "(bytes f0)" in html
     assert 'class="t a15 peak"' in html and 'class="t a0 special"' in html
     assert (
-        "<td>2</td><td> Brigade</td><td>4.206</td>" in html
-        and "<td>3</td>" in html
-        and "<td>1</td>" not in html
+        '<td class="number">2</td><td><span class="mark">·</span>Brigade</td><td class="number">4.206</td>'
+        in html
     )
+    assert '<td class="number">3</td>' in html and '<td class="number">1</td>' not in html
     assert "\N{MINUS SIGN}4.206" in html  # the legend of signed values is symmetric
     assert 'dir="auto"' in html
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from saelab.cli.options import Common, Count, Result
+from saelab.cli.options import Common, Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Options(Common):
     """A new file, or an earlier page of saelab, which is replaced."""
     index: str | None = None
     """Name of its feature index; main, where it has one."""
-    features: Count = 12
+    features: int = 12
     """Cards of features at most."""
     overlay: Path | None = None
     """The folder in which evaluations and indexes of a read-only run were kept, with their --out."""

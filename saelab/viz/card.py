@@ -188,12 +188,17 @@ def _examples(groups: Sequence[ExampleGroup], view: FeatureView, scale: Scale, *
         first, rest = group.rows[:_FIRST], group.rows[_FIRST:]
         more = f"<details><summary>{len(rest)} more</summary>{rows(rest)}</details>" if rest else ""
         hidden = f"; {group.hidden} with equal surroundings left out" if group.hidden else ""
+        said = _counted(len(group.rows), "example") + hidden
         parts.append(
             f'<details class="group"{" open" if group.key in _OPEN else ""}><summary><b>{html_text(group.title)}</b> '
-            f'<span class="quiet">{html_text(group.note)}; {len(group.rows)} examples{hidden}</span></summary>'
+            f'<span class="quiet">{html_text(group.note)}; {said}</span></summary>'
             f"{rows(first, legend=place == 0)}{more}</details>"
         )
     return f"<h3>Examples</h3>{''.join(parts)}"
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _neighbors(view: FeatureView, parts: Collection[str] | None) -> str:

@@ -161,7 +161,7 @@ def _features(index: IndexOnReport) -> list[OnPage]:
 
 
 def _clear(index: IndexOnReport) -> str:
-    none = "" if index.views else " No feature of this index qualifies."
+    none = "" if index.views else " None is shown: no feature qualifies, or none was asked for."
     return f"<p>{html_text(RULE + none)}</p>\n<p>{html_text(index.source)}</p>"
 
 

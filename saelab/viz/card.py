@@ -31,6 +31,7 @@ _LAYOUT = """
 .saelab-card p { margin: 0.2em 0; } .saelab-card .quiet { color: var(--sl-quiet); font-size: 0.87em; }
 .saelab-card .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(19em, 1fr)); gap: 0 2em;
   align-items: start; }
+.saelab-card .columns > * { min-width: 0; } .saelab-card td { overflow-wrap: anywhere; }
 .saelab-card .effects { grid-template-columns: repeat(auto-fit, minmax(9em, 1fr)); }
 .saelab-card table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9em; margin: 0;
   color: inherit; background: none; }

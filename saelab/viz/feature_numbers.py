@@ -10,6 +10,9 @@ from saelab.text.vocabulary import Vocabulary
 from saelab.viz.tokens import number_text
 from saelab.viz.visible import visible_text
 
+LONGEST = 20
+"""Characters of a token beside a number; more would push the table apart."""
+
 
 @dataclass(frozen=True)
 class Explained:
@@ -78,6 +81,7 @@ def explained_numbers(row: FeatureRow, vocabulary: Vocabulary) -> list[Explained
         token, share = value(row)
         if token is not None and share is not None:
             text = visible_text(vocabulary.text(token), spaces=True)
+            text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
             found.append(Explained(name, f'"{text}" {percent(share)}', meaning))
     if row.first_position_share is not None:
         meaning = "share of its activation on the first kept token of rows"

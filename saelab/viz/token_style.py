@@ -62,7 +62,7 @@ _LAYOUT = """
 .saelab-tokens .note { text-align: right; font-variant-numeric: tabular-nums; color: var(--sl-quiet); }
 .saelab-tokens .note[open] { grid-column: 1 / -1; text-align: left; padding: 0 0 0.3em 1em; }
 .saelab-tokens .text { grid-column: 2; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate;
-  overflow: hidden; }
+  overflow: hidden; padding: 0 2px; }
 .saelab-tokens .t { color: var(--sl-ink); border-bottom: 0 solid transparent; -webkit-box-decoration-break: clone;
   box-decoration-break: clone; }
 .saelab-tokens .peak { outline: 1.5px solid var(--sl-ink); outline-offset: -1px; border-radius: 2px; }

@@ -31,7 +31,7 @@ _LAYOUT = """
 .saelab-card p { margin: 0.2em 0; } .saelab-card .quiet { color: var(--sl-quiet); font-size: 0.87em; }
 .saelab-card .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(19em, 1fr)); gap: 0 2em;
   align-items: start; }
-.saelab-card .columns > * { min-width: 0; } .saelab-card td { overflow-wrap: anywhere; }
+.saelab-card .columns > * { min-width: 0; } .saelab-card code, .saelab-card .name { overflow-wrap: anywhere; }
 .saelab-card .effects { grid-template-columns: repeat(auto-fit, minmax(9em, 1fr)); }
 .saelab-card table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9em; margin: 0;
   color: inherit; background: none; }
@@ -39,6 +39,7 @@ _LAYOUT = """
   border: 0; border-bottom: 1px solid var(--sl-line); white-space: normal; max-width: none; background: none; }
 .saelab-card th { font-weight: 600; } .saelab-card td.number, .saelab-card th.number { text-align: right;
   white-space: nowrap; }
+.saelab-card .numbers td.number { white-space: normal; overflow-wrap: anywhere; min-width: 4.5em; }
 .saelab-card code { font: 13px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; white-space: pre-wrap;
   color: inherit; background: none; }
 .saelab-card .chip { font-size: 0.8em; border: 1px solid var(--sl-quiet); border-radius: 3px; padding: 0 0.25em; }
@@ -133,7 +134,7 @@ def _numbers(view: FeatureView, vocabulary: Vocabulary) -> str:
         (html_text(one.name), html_text(one.value), f'<span class="quiet">{html_text(one.meaning)}</span>')
         for one in explained_numbers(view.row, vocabulary)
     ]
-    return f"<div><h3>Numbers</h3>{small_table((), rows, text=(0, 2))}</div>"
+    return f'<div class="numbers"><h3>Numbers</h3>{small_table((), rows, text=(0, 2))}</div>'
 
 
 def _logits(view: FeatureView, vocabulary: Vocabulary) -> str:
@@ -238,7 +239,11 @@ def _features(
     if not rows:
         return f"<div><h3>{title}</h3><p>{html_text(why_none)}</p></div>"
     cells = [
-        (str(other), markup(view.names.get(other, "-")), *map(html_text, numbers))
+        (
+            str(other),
+            f'<span class="name">{markup(view.names.get(other, "-"))}</span>',
+            *map(html_text, numbers),
+        )
         for other, numbers in rows[:SHOWN_FEATURES]
     ]
     table = small_table(("feature", "name", *columns), cells, text=(1,))

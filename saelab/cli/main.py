@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "sparsity, reconstruction, density and loss recovered",
     "compare": "one table and figures over runs, on the same tokens",
     "index": "what every feature does: examples, statistics, logits, neighbors",
+    "encode": "apply an SAE to a text: codes or chosen features to Parquet",
+    "find": "which features separate two sets of texts",
     "report": "a run as one page that needs no network: metrics, figures, clear features",
     "synthetic": "how many planted features SAEs find, and how far seeds agree",
     "verify": "compare a folder with its checksums",

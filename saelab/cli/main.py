@@ -22,6 +22,7 @@ COMMANDS = {
     "index": "what every feature does: examples, statistics, logits, neighbors",
     "encode": "apply an SAE to a text: codes or chosen features to Parquet",
     "find": "which features separate two sets of texts",
+    "labels": "what features are called, from a file and into one",
     "report": "a run as one page that needs no network: metrics, figures, clear features",
     "synthetic": "how many planted features SAEs find, and how far seeds agree",
     "verify": "compare a folder with its checksums",

@@ -19,8 +19,6 @@ from saelab.training.run import SAE
 LabelFormat = Literal["saelab", "neuronpedia"]
 SHOWN = 20
 """Refused lines that are named one by one."""
-AUTHOR = "saelab"
-"""Author of Neuronpedia's lines where the label names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +120,7 @@ def export_labels(
     else:
         if source is None or not (source.model_id and source.source_id):
             raise UsageError("labels: say with --model-id and --source-id what Neuronpedia calls the SAE")
-        lines = (explanation_line(label, source, identity, AUTHOR) for label in labels)
+        lines = (explanation_line(label, source, identity) for label in labels)
         content = b"".join(json.dumps(line, allow_nan=False).encode() + b"\n" for line in lines)
     write_bytes(file, content)
     return len(labels)

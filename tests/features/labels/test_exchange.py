@@ -10,7 +10,7 @@ from saelab.errors import DamagedFileError, SaelabError, UsageError
 from saelab.features.labels import places
 from saelab.features.labels.exchange import export_labels, import_labels
 from saelab.features.labels.label import Label
-from saelab.features.labels.neuronpedia import Source
+from saelab.features.labels.neuronpedia import CREATOR, Source
 from saelab.features.labels.places import add_labels, labels_folder, read_labels
 from saelab.sae.files import sae_identity
 from saelab.storage.files import write_bytes
@@ -145,17 +145,23 @@ def test_there_and_back(run, tmp_path, to):
     assert import_labels(copy, file).added == 2
     if to == "saelab":
         assert read_labels(copy) == tuple(labels)
-    else:  # their lines have no score, and an author and a date always
+    else:  # their lines have no score, and a date always
         assert [(one.feature, one.text, one.author) for one in read_labels(copy)] == [
             (1, labels[0].text, "ann"),
-            (1, "two", "saelab"),
+            (1, "two", None),
         ]
     with pytest.raises(UsageError, match="is there already"):
         export_labels(run, file, to, THEIRS)
 
 
 def test_lines_for_neuronpedia(run, tmp_path):
-    add_labels(run, [Label(feature=1, text="a"), Label(feature=2, text="a", author="ann", created="2026")])
+    add_labels(
+        run,
+        [
+            Label(feature=1, text="a"),
+            Label(feature=2, text="a", author="ann", created="2026-01-01T00:00:00Z"),
+        ],
+    )
     export_labels(run, tmp_path / "a.jsonl", "neuronpedia", THEIRS)
     export_labels(run, tmp_path / "b.jsonl", "neuronpedia", THEIRS)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
@@ -166,7 +172,11 @@ def test_lines_for_neuronpedia(run, tmp_path):
         and first["layer"] == "6-res-jb"
         and first["createdAt"].startswith("1970-01-01T")
     )
-    assert second["authorId"] == "ann" and second["createdAt"] == "2026"
+    assert (
+        second["createdAt"] == "2026-01-01T00:00:00Z" and second["authorId"] == first["authorId"] == CREATOR
+    )
+    identity = sae_identity(run / "sae")
+    assert (first["notes"], second["notes"]) == (f"saelab sae {identity}", f"saelab sae {identity}, by ann")
     ids = [first["id"], second["id"]]
     assert len(set(ids)) == 2 and all(len(one) == 25 and one[0] == "c" and one.isalnum() for one in ids)
     with pytest.raises(UsageError, match="--model-id and --source-id"):

@@ -1,0 +1,1 @@
+"""A feature index in the formats of other tools."""

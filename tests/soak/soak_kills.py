@@ -27,9 +27,9 @@ class Work:
     start: Callable[[Path, Path], subprocess.Popen[str]]
     """Starts it, from the folder of its inputs and the one that it writes."""
     first_file: str
-    """What every process writes, also a resumed one, when its work begins."""
+    """What every process writes, also a resumed one, when its work begins; a glob within the folder."""
     finishing_file: str
-    """What every process writes or finds when only the finishing is left."""
+    """What every process writes or finds when only the finishing is left; a glob too."""
     processes: int = 1
     """How many are started with the same command at the same time."""
 
@@ -57,7 +57,7 @@ class Team:
         """Index into `PHASES`."""
         if not self._wrote(self.work.first_file):
             return 0
-        return 2 if (self.folder / self.work.finishing_file).exists() else 1
+        return 2 if any(self.folder.glob(self.work.finishing_file)) else 1
 
     def ended(self, within: float) -> bool:
         """Wait so many seconds at most for all; a process that ends by itself must have succeeded."""
@@ -89,7 +89,7 @@ class Team:
 
     def _wrote(self, name: str) -> bool:
         try:
-            return (self.folder / name).stat().st_mtime_ns > self.started
+            return any(file.stat().st_mtime_ns > self.started for file in self.folder.glob(name))
         except FileNotFoundError:
             return False
 

@@ -64,7 +64,7 @@ class IndexFolder:
             )
         if not found.exists():
             shutil.rmtree(self.building, ignore_errors=True)  # nothing that is believed was written yet
-            write_json(found, request)
+        write_json(found, request)
         remove_leftovers(self.building, "*", "codes/*", f"{WORK}/*", f"{WORK}/*/*")
 
     def finish(self) -> None:

@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "sparsity, reconstruction, density and loss recovered",
     "compare": "one table and figures over runs, on the same tokens",
     "synthetic": "how many planted features SAEs find, and how far seeds agree",
+    "import": "another tool's SAE as a run: SAELens, sparsify, dictionary_learning, Gemma Scope, ...",
+    "export": "a run's SAE in another tool's format",
     "verify": "compare a folder with its checksums",
     "ls": "what is in a folder, how large, and from what",
     "bench": "the kernels and the training step, timed on this machine",

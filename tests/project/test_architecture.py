@@ -17,11 +17,23 @@ ROOMS = {
     "activations": {"lm", "text", "kernels"},
     "sae": {"kernels"},
     "training": {"activations", "sae", "kernels"},
+    "interop": {"training", "sae", "lm", "kernels"},
     "evaluation": {"training", "activations", "sae", "lm", "text", "kernels"},
     "viz": {"evaluation"},
-    "api": {"viz", "evaluation", "training", "activations", "sae", "lm", "text"},
+    "api": {"viz", "interop", "evaluation", "training", "activations", "sae", "lm", "text"},
     "demo": {"api", "evaluation", "training", "activations", "sae", "lm", "text"},
-    "cli": {"api", "demo", "evaluation", "training", "activations", "sae", "lm", "text", "kernels"},
+    "cli": {
+        "api",
+        "demo",
+        "interop",
+        "evaluation",
+        "training",
+        "activations",
+        "sae",
+        "lm",
+        "text",
+        "kernels",
+    },
 }
 # These write annotations with the kernels package's shape shim; it holds no logic.
 SHIM_USERS = {"lm", "storage"}
@@ -82,7 +94,10 @@ def test_a_file_holds_at_most_350_lines(path):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "hooks", "cache", "train", "evaluate", "compare", "synthetic", "verify", "ls", "demo", "bench"],
+    [
+        *("", "hooks", "cache", "train", "evaluate", "compare", "synthetic", "import", "export"),
+        *("verify", "ls", "demo", "bench"),
+    ],
 )
 def test_help_imports_no_torch(command):
     script = (

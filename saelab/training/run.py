@@ -48,6 +48,11 @@ class Run:
             raise UsageError(f"{self.path} was imported: how it was trained, and on what, is not known here")
         return self.trained
 
+    @property
+    def description(self) -> TrainConfig | ImportedConfig:
+        """How it was trained, or where it was imported from."""
+        return self.config if self.imported is None else self.imported
+
     @classmethod
     def open(cls, path: Path | str) -> Run:
         """Open a finished run.

@@ -56,7 +56,7 @@ def test_an_imported_run_on_the_store_of_another(saelab_json, store_and_run, imp
 
 def test_an_imported_run_is_compared_with_a_trained_one(saelab_json, store_and_run, imported, tmp_path):
     found = saelab_json("compare", store_and_run[1], imported, *TEXT, "--out", tmp_path / "compared")
-    rows = [one["row"] if "row" in one else one for one in found["runs"]]
+    rows = found["runs"]
     assert [row["recipe"] for row in rows] == ["topk", "saelens topk"]
     assert rows[0]["seed"] == 0 and rows[1]["seed"] is None
     assert rows[1]["fvu"] == pytest.approx(rows[0]["fvu"], rel=1e-5)

@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelab.errors import UsageError
+from saelab.evaluation.imported import measure_features
 from saelab.evaluation.run_list import open_run
 from saelab.interop.answers import Answers
 from saelab.interop.formats import detect, writer
-from saelab.interop.importing import import_run
+from saelab.interop.importing import Measurement, import_run
 from saelab.interop.locations import HUB, Location, locate
-from saelab.interop.read import load_foreign, read_foreign
+from saelab.interop.read import Found, load_foreign, read_foreign
 from saelab.interop.writing import Exported, ExportRequest
 from saelab.lm.load import LanguageModel, load_model
 from saelab.lm.spec import ModelSpec
+from saelab.quantities import parse_count
 from saelab.sae.autoencoder import SparseAutoencoder
+from saelab.sae.feature_statistics import FeatureStatistics
 from saelab.sae.files import load_sae
 from saelab.storage.manifest import MANIFEST_NAME, read_manifest
+from saelab.text.spec import TextSpec
 from saelab.training.group import GROUP
 from saelab.training.run import Run
 
@@ -60,8 +64,11 @@ def import_sae(
     out: Path | str,
     model: str | ModelSpec | None = None,
     lm: LanguageModel | None = None,
+    text: str | TextSpec | None = None,
+    tokens: int | str = "200k",
     format: str | None = None,
     allow_pickle: bool = False,
+    quiet: bool = False,
     **answers: Any,
 ) -> Run:
     """Make a run of another tool's SAE.
@@ -71,8 +78,11 @@ def import_sae(
         out: Folder of the run.
         model: The model that it belongs to: its hash is recorded, and its hookpoints spell the SAE's places.
         lm: The same, if it is loaded already.
+        text: Measure on this text how often and how strongly each feature fires; needs the model.
+        tokens: Tokens of it at most.
         format: Format of the files; found from them where not given.
         allow_pickle: Whether `.pt` files may be read, as weights alone.
+        quiet: Show no progress.
         answers: Fields of `saelab.interop.answers.Answers`, for what the files do not say.
 
     Raises:
@@ -82,7 +92,30 @@ def import_sae(
     found = read_foreign(path, format=format, answers=_answers(answers), allow_pickle=allow_pickle)
     if lm is None and model is not None:
         lm = load_model(ModelSpec(name=model) if isinstance(model, str) else model)
-    return import_run(found, Path(out), lm).run
+    text = TextSpec(source=text) if isinstance(text, str) else text
+    return import_run(found, Path(out), lm, measurement(found, lm, text, parse_count(tokens), quiet)).run
+
+
+def measurement(
+    found: Found, lm: LanguageModel | None, text: TextSpec | None, tokens: int, quiet: bool = False
+) -> Measurement | None:
+    """Return how the features of an imported SAE are measured; None where no text was named.
+
+    Raises:
+        UsageError: There is a text and no model.
+    """
+    if text is None:
+        return None
+    if lm is None:
+        raise UsageError("features are measured on a text by their model: name it with --model")
+    context = found.foreign.place.context
+
+    def measure(sae: SparseAutoencoder) -> FeatureStatistics:
+        return measure_features(
+            sae.to(lm.device), lm, text, tokens=tokens, context=context, progress=not quiet
+        )
+
+    return Measurement(text=text.resolved().source, tokens=tokens, measure=measure)
 
 
 def export(run: Run | Path | str, *, to: str, out: Path | str, index: str = "main") -> Exported:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from saelab.cli.model_options import ModelOptions
-from saelab.cli.options import Common, Result
+from saelab.cli.options import Common, Count, Result
+from saelab.cli.text_options import TextOptions
 from saelab.errors import UsageError
 from saelab.interop.answers import ActivationName, Answers, NormalisationName
 from saelab.interop.formats import READERS
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ModelOptions, Common):
+class Options(TextOptions, ModelOptions, Common):
     """Import an SAE of SAELens, sparsify, dictionary_learning, Gemma Scope, Llama Scope or OpenAI as a run.
 
     The format is found from the files. What they do not say and what decides about results is asked for, never
@@ -35,6 +36,10 @@ class Options(ModelOptions, Common):
     """Format of the files, where they may be of several."""
     model: str | None = None
     """The model that it belongs to, recorded with its hash: embedded, a folder, or a hub name."""
+    text: str | None = None
+    """Measure on this text how often and how strongly each feature fires; needs --model."""
+    tokens: Count = 200_000
+    """Tokens of the text at most."""
     allow_pickle: bool = False
     """Read .pt files, which can hold programs: as weights alone, nothing in them is run."""
     at: str | None = None
@@ -75,6 +80,10 @@ def run(options: Options) -> Result:
         raise UsageError("--revision, --model-dtype, --device-map and --adapter go with --model")
     if options.format is not None and options.format not in READERS:
         raise UsageError(f"the format {options.format!r} cannot be read; known are {', '.join(READERS)}")
+    text = None if options.text is None else options.text_spec(options.text)
+    if text is None and options.text_spec("stdlib") != TextOptions().text_spec("stdlib"):
+        raise UsageError("--subset, --split, --column and the other options of a text go with --text")
+    from saelab.api.interop import measurement
     from saelab.interop.importing import import_run
     from saelab.interop.read import read_foreign
     from saelab.lm.load import load_model
@@ -82,7 +91,8 @@ def run(options: Options) -> Result:
     found = read_foreign(
         options.path, format=options.format, answers=options.answers(), allow_pickle=options.allow_pickle
     )
-    made = import_run(found, options.out, None if options.model is None else load_model(spec))
+    lm = None if options.model is None else load_model(spec)
+    made = import_run(found, options.out, lm, measurement(found, lm, text, options.tokens))
     config = made.sae.config
     data = {
         "run": str(made.run.path),

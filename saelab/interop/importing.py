@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,25 @@ from saelab.interop.read import UNKNOWN, Found
 from saelab.lm.hooks import Hookpoint
 from saelab.lm.load import LanguageModel
 from saelab.sae.autoencoder import SparseAutoencoder
+from saelab.sae.feature_statistics import FeatureStatistics
 from saelab.sae.files import save_sae
 from saelab.storage.files import read_json, remove_leftovers, require_free_space, write_json
 from saelab.storage.lock import LOCK_NAME, locked
 from saelab.storage.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from saelab.training.imported import IMPORTED, ImportedConfig
 from saelab.training.run import CONFIG, SAE, Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """How the statistics of features are measured when an SAE is imported."""
+
+    text: str
+    """Name of the text, for the record."""
+    tokens: int
+    """Tokens of it at most."""
+    measure: Callable[[SparseAutoencoder], FeatureStatistics]
+    """Measures them."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +44,18 @@ class Imported:
     """What whoever uses the SAE should know, one sentence each."""
 
 
-def import_run(found: Found, out: Path, lm: LanguageModel | None = None) -> Imported:
+def import_run(
+    found: Found, out: Path, lm: LanguageModel | None = None, measurement: Measurement | None = None
+) -> Imported:
     """Write a foreign SAE as a run; the same call on a finished or interrupted import completes it.
+
+    Feature statistics are part of the run only where they are measured; nothing stands in for them.
 
     Args:
         found: What was read.
         out: The run's folder.
         lm: The model that it belongs to: its hookpoints spell the SAE's places, and its hash is recorded.
+        measurement: How statistics of its features are measured; they are left out where not given.
 
     Raises:
         UsageError: It is not known which place the SAE reads, the model has no such place or one of another
@@ -47,14 +66,15 @@ def import_run(found: Found, out: Path, lm: LanguageModel | None = None) -> Impo
     sae = adopt(found.foreign, belonging)
     if lm is not None:
         _require_width(sae, lm, found)
-    config = _config(found, sae, lm, notes)
+    config = _config(found, sae, lm, measurement, notes)
     with locked(out, "import"):
         if not _is_there(out, config):
             remove_leftovers(out, "*", f"{SAE}/*")
             size = sum(parameter.numel() * 4 for parameter in sae.parameters())
             require_free_space(out, size + 2**20, "the SAE", "free some space")
             write_json(out / CONFIG, config.to_json())
-            save_sae(out / SAE, sae, replace=True)
+            statistics = None if measurement is None else measurement.measure(sae)
+            save_sae(out / SAE, sae.cpu(), statistics, replace=True)
             names = [*read_manifest(out / SAE).files, MANIFEST_NAME]
             content = {
                 IMPORTED: {"format": config.format, "source": config.source, "revision": config.revision}
@@ -113,7 +133,11 @@ def _require_width(sae: SparseAutoencoder, lm: LanguageModel, found: Found) -> N
 
 
 def _config(
-    found: Found, sae: SparseAutoencoder, lm: LanguageModel | None, notes: tuple[str, ...]
+    found: Found,
+    sae: SparseAutoencoder,
+    lm: LanguageModel | None,
+    measurement: Measurement | None,
+    notes: tuple[str, ...],
 ) -> ImportedConfig:
     place, spec = found.foreign.place, None if lm is None else lm.spec.resolved()
     return ImportedConfig(
@@ -130,6 +154,8 @@ def _config(
         model_revision=None if spec is None else spec.revision,
         adapter=None if spec is None else spec.adapter,
         context=place.context,
+        measured_on=None if measurement is None else measurement.text,
+        measured_tokens=None if measurement is None else measurement.tokens,
         told=found.answers.given(),
         notes=(*found.foreign.notes, *notes),
     )

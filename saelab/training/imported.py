@@ -42,6 +42,10 @@ class ImportedConfig:
     """LoRA adapter of that model."""
     context: int | None
     """Tokens in a row of the text that it was trained on, as its own files say."""
+    measured_on: str | None
+    """Text that the statistics of its features were measured on; null where they were not."""
+    measured_tokens: int | None
+    """Tokens of that text at most."""
     told: dict[str, Any]
     """What whoever imported it answered where the files are silent."""
     notes: tuple[str, ...]

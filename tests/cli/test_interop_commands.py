@@ -7,7 +7,7 @@ import torch
 
 import saelab as api
 from saelab.evaluation.places import Places, heldout_mean
-from saelab.sae.files import load_sae_config
+from saelab.sae.files import load_feature_statistics, load_sae_config
 from saelab.storage.files import read_json
 from saelab.training.run import Run
 
@@ -111,6 +111,24 @@ def test_where_it_came_from_is_kept(imported, exported):
     assert set(found["files"]) == {"cfg.json", "sae_weights.safetensors"}
     assert found["hook_given"] == "model.layers.1.output" and found["model"] == "embedded"
     assert not (imported / "sae" / "feature_stats.safetensors").exists()
+
+
+def test_features_are_measured_on_a_text_where_one_is_named(saelab, store_and_run, exported, tmp_path):
+    out = tmp_path / "run"
+    run = api.import_sae(exported, out=out, model="embedded", text="stdlib", tokens="2k", quiet=True)
+    found = load_feature_statistics(out / "sae")
+    store = api.cache(
+        "embedded", "stdlib", at="model.layers.1.output", tokens="2k", out=tmp_path / "store", quiet=True
+    )
+    hook = "model.layers.1.output"
+    rows = [store.rows(hook, split, 0, store.n_rows(hook, split)).x for split in ("train", "heldout")]
+    features = run.sae().encode(torch.cat(rows)).dense()
+    assert found.n_tokens == len(features)
+    torch.testing.assert_close(found.density, (features > 0).float().mean(0))
+    torch.testing.assert_close(found.max_active, features.amax(0), rtol=1e-5, atol=1e-5)
+    assert run.imported.measured_on == "stdlib" and run.imported.measured_tokens == 2000
+    code, _, err = saelab("import", exported, "--out", tmp_path / "b", "--text", "stdlib")
+    assert code == 2 and "--model" in err
 
 
 def test_a_place_or_a_width_that_the_model_has_not_is_refused(saelab, exported, tmp_path):

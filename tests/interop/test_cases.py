@@ -15,6 +15,7 @@ from saelab.interop.writing import ExportRequest
 from saelab.storage.tensors import read_tensors
 
 TOLERANCE = 1e-5
+ROOT = FIXTURES.parents[2]
 PLACES = {"at": "blocks.2.hook_resid_post"}
 
 
@@ -74,3 +75,17 @@ def test_every_format_has_a_case():
     made = {case(name).read().format for name in CASES}
     assert made == set(READERS) - {"bare"}
     assert {Case(FIXTURES / "exports" / name).about["to"] for name in EXPORTS} == set(WRITERS)
+
+
+def test_the_table_in_the_documentation_is_about_these_cases():
+    rows = [line.split("|")[1:-1] for line in (ROOT / "docs" / "formats.md").read_text().splitlines()]
+    table = {
+        cells[0].strip(): cells
+        for cells in rows
+        if len(cells) == 5 and cells[0].strip() not in ("case", "---")
+    }
+    exports = {name.replace("-to-", " exported to ") for name in EXPORTS}
+    assert table.keys() == set(CASES) | exports
+    assert all(float(number) < TOLERANCE for cells in table.values() for number in cells[3:])
+    for name in CASES:
+        assert table[name][1].strip() == case(name).about["made_by"]

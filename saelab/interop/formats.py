@@ -100,11 +100,8 @@ def detect(location: Location) -> str | None:
 
 def _saes_below(location: Location) -> list[str]:
     readers = [reader(name) for name in READERS if name != _FALLBACK]
-    return [
-        folder
-        for folder in location.folders()
-        if any(one.recognises(location.below(folder)) for one in readers)
-    ]
+    inside = location.folders().items()
+    return [folder for folder, place in inside if any(one.recognises(place) for one in readers)]
 
 
 def _module(name: str, known: dict[str, str], done: str) -> object:

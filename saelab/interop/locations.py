@@ -63,18 +63,23 @@ class Location:
     def below(self, folder: str) -> Location:
         """Return a folder inside this one."""
         start = f"{folder}/"
-        names = frozenset(name.removeprefix(start) for name in self.names if name.startswith(start))
-        return Location(
-            f"{self.address.rstrip('/')}/{folder}",
-            names,
-            lambda name: self._fetch(start + name),
-            self.revision,
+        return self._inside(
+            folder, frozenset(name.removeprefix(start) for name in self.names if name.startswith(start))
         )
 
-    def folders(self) -> list[str]:
-        """Return every folder below that holds a file."""
-        parents = {parent for name in self.names for parent in PurePosixPath(name).parents}
-        return sorted(str(parent) for parent in parents if str(parent) != ".")
+    def folders(self) -> dict[str, Location]:
+        """Return every folder below that holds a file or a folder with one, in order; each with two levels of names."""
+        found: dict[str, set[str]] = {}
+        for name in self.names:
+            parts = name.split("/")
+            for depth in (len(parts) - 1, len(parts) - 2):
+                if depth > 0:
+                    found.setdefault("/".join(parts[:depth]), set()).add("/".join(parts[depth:]))
+        return {folder: self._inside(folder, frozenset(found[folder])) for folder in sorted(found)}
+
+    def _inside(self, folder: str, names: frozenset[str]) -> Location:
+        address = f"{self.address.rstrip('/')}/{folder}"
+        return Location(address, names, lambda name: self._fetch(f"{folder}/{name}"), self.revision)
 
     def ending(self, *suffixes: str) -> list[str]:
         """Return the files directly here that end in one of some ways."""
@@ -145,9 +150,10 @@ def _on_the_hub(address: str) -> Location:
             one for one in inside.names if one == file or ("/" not in one and one.endswith(_CONFIGURATIONS))
         }
         return Location(f"{HUB}{repository}/{path}", frozenset(kept), inside.file, commit)
-    if path not in whole.folders():
+    inside = whole.below(path)
+    if not inside.names:
         raise UsageError(f"{address}: the repository has no {path}; it has {_some(whole)}")
-    return whole.below(path)
+    return inside
 
 
 def _download(repository: str, name: str, commit: str | None, address: str) -> Path:
@@ -180,5 +186,5 @@ def _refuse(address: str, error: Exception) -> NoReturn:
 
 
 def _some(location: Location) -> str:
-    folders = location.folders() or sorted(location.names)
+    folders = list(location.folders()) or sorted(location.names)
     return ", ".join(folders[:8]) + (", ..." if len(folders) > 8 else "") if folders else "nothing"

@@ -128,19 +128,7 @@ def _on_the_hub(address: str) -> Location:
             f"{address} is no address of the hub; write {HUB}owner/name/folder, or {HUB}owner/name@revision/..."
         )
     repository, revision, path = match[1], match[2], match[3] or ""
-    import huggingface_hub
-
-    try:
-        info = huggingface_hub.HfApi().model_info(repository, revision=revision)
-    except Exception as error:
-        _refuse(address, error)
-    commit, listed = info.sha, [one.rfilename for one in info.siblings or []]
-    whole = Location(
-        f"{HUB}{repository}",
-        frozenset(listed),
-        lambda name: _download(repository, name, commit, address),
-        commit,
-    )
+    whole = _repository(repository, revision, address)
     if not path:
         return whole
     if path in whole.names:
@@ -149,11 +137,29 @@ def _on_the_hub(address: str) -> Location:
         kept = {
             one for one in inside.names if one == file or ("/" not in one and one.endswith(_CONFIGURATIONS))
         }
-        return Location(f"{HUB}{repository}/{path}", frozenset(kept), inside.file, commit)
+        return Location(f"{HUB}{repository}/{path}", frozenset(kept), inside.file, whole.revision)
     inside = whole.below(path)
     if not inside.names:
         raise UsageError(f"{address}: the repository has no {path}; it has {_some(whole)}")
     return inside
+
+
+def _repository(repository: str, revision: str | None, address: str) -> Location:
+    """Return all of a repository; without the hub what its cache on this machine holds of it."""
+    import huggingface_hub
+
+    name = f"{HUB}{repository}"
+    try:
+        info = huggingface_hub.HfApi().model_info(repository, revision=revision)
+    except Exception as error:
+        try:
+            cached = huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True)
+        except Exception:
+            _refuse(address, error)
+        folder = Path(cached)
+        return Location(name, frozenset(_files_below(folder)), lambda file: folder / file, folder.name)
+    commit, listed = info.sha, frozenset(one.rfilename for one in info.siblings or [])
+    return Location(name, listed, lambda file: _download(repository, file, commit, address), commit)
 
 
 def _download(repository: str, name: str, commit: str | None, address: str) -> Path:

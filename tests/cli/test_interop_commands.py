@@ -113,6 +113,13 @@ def test_where_it_came_from_is_kept(imported, exported):
     assert not (imported / "sae" / "feature_stats.safetensors").exists()
 
 
+def test_training_starts_from_an_imported_sae(saelab_json, store_and_run, imported, tmp_path):
+    command = ("train", store_and_run[0], "--k", "8", "--tokens", "512", "--batch", "512", "--init-from", imported)
+    saelab_json(*command, "--lr", "1e-9", "--out", tmp_path / "run")
+    before, after = (api.load(place) for place in (imported, tmp_path / "run"))
+    torch.testing.assert_close(after.W_dec, before.W_dec, atol=1e-5, rtol=1e-5)
+
+
 def test_features_are_measured_on_a_text_where_one_is_named(saelab, store_and_run, exported, tmp_path):
     out = tmp_path / "run"
     run = api.import_sae(exported, out=out, model="embedded", text="stdlib", tokens="2k", quiet=True)

@@ -269,11 +269,30 @@ def test_addresses_that_lead_nowhere(hub):
         read_foreign("hf://someone/saes")
 
 
-def test_without_a_network_the_hub_is_one_line(monkeypatch):
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """The hub is out of reach; its cache on this machine holds one SAE of one repository."""
+
     def broken(self, name, revision=None):
         raise OSError("no route to the hub\nand more")
 
+    cached = tmp_path / "hub" / "models--someone--cached"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("c0ffee" * 6 + "abcd")
+    shutil.copytree(
+        case("saelens-jumprelu").folder, cached / "snapshots" / ("c0ffee" * 6 + "abcd") / "layer.3"
+    )
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", broken)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_without_a_network_what_was_fetched_before_is_read(no_network):
+    found = read_foreign("hf://someone/cached/layer.3/sae")
+    assert max(errors(load_foreign(found), case("saelens-jumprelu").expected())) < TOLERANCE
+    assert found.location.revision == "c0ffee" * 6 + "abcd"
+
+
+def test_without_a_network_the_hub_is_one_line(no_network):
     with pytest.raises(SaelabError, match=r"did not deliver .no route to the hub.; check the network"):
         read_foreign("hf://someone/saes/folder")
 

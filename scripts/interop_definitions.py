@@ -24,6 +24,7 @@ def write_all(out: Path, record: Record) -> None:
     gemma_scope_2(out, record, rng)
     llama_scope(out, record, rng)
     openai(out, record, rng)
+    llama_scope_later(out, record, rng)
 
 
 def gemma_scope(out: Path, record: Record, rng: np.random.Generator) -> None:
@@ -132,6 +133,42 @@ def llama_scope(out: Path, record: Record, rng: np.random.Generator) -> None:
         acts = np.where(score > theta, z, 0)
         x_hat = (acts @ w["W_dec"] + w["b_dec"]) / t
         _record(record, out / name, x, acts, x_hat, _norms(w["W_dec"]) / t)
+
+
+def llama_scope_later(out: Path, record: Record, rng: np.random.Generator) -> None:
+    """The form of R1-Distill: the logarithm of a threshold for each feature, average norms among the weights."""
+    w, x, hook, norm = _weights(rng), _inputs(rng), "blocks.8.hook_resid_post", 5.2
+    logarithm = np.log(rng.uniform(0.1, 0.4, F))
+    folder = out / "llama-scope-r1-distill" / "sae"
+    folder.mkdir(parents=True)
+    stored = {
+        "encoder.weight": w["W_enc"].T,
+        "encoder.bias": w["b_enc"],
+        "decoder.weight": w["W_dec"].T,
+        "decoder.bias": w["b_dec"],
+        "log_jumprelu_threshold": logarithm,
+    }
+    tensors = {key: torch.from_numpy(_f32(value)) for key, value in stored.items()}
+    tensors[f"dataset_average_activation_norm.{hook}"] = torch.tensor(norm)
+    save_file(tensors, folder / "sae_weights.safetensors")
+    config = {
+        "d_model": D,
+        "expansion_factor": F / D,
+        "act_fn": "jumprelu",
+        "norm_activation": "dataset-wise",
+        "sparsity_include_decoder_norm": True,
+        "use_decoder_bias": True,
+        "apply_decoder_bias_to_pre_encoder": False,
+        "hook_point_in": hook,
+        "hook_point_out": hook,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    w = {key: _f32(value).astype(np.float64) for key, value in w.items()}
+    s = np.sqrt(D) / float(np.float32(norm))
+    z = (x * s) @ w["W_enc"] + w["b_enc"]
+    acts = np.where(z * _norms(w["W_dec"]) > np.exp(_f32(logarithm).astype(np.float64)), z, 0)
+    x_hat = (acts @ w["W_dec"] + w["b_dec"]) / s
+    _record(record, folder.parent, x, acts, x_hat, _norms(w["W_dec"]) / s)
 
 
 def openai(out: Path, record: Record, rng: np.random.Generator) -> None:

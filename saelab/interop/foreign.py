@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from saelab.errors import DamagedFileError
 from saelab_kernels.shapes import Float, Tensor
 
 
@@ -76,6 +77,11 @@ class ForeignSAE:
     """The name that we have for this kind of SAE."""
     notes: tuple[str, ...] = ()
     """What of the original is left behind or doubtful."""
+
+    def __post_init__(self) -> None:
+        d_sae = self.W_enc.shape[1]
+        if self.keep.k is not None and not 1 <= self.keep.k <= d_sae:
+            raise DamagedFileError(f"topk with k = {self.keep.k} and {d_sae:,} features cannot be")
 
 
 def gated_keep(

@@ -20,7 +20,7 @@ _FAMILY_OF = (
     (r"(meta-llama/)?(Meta-)?Llama-3.*", "llama"),
     (r"(mistralai/)?Mistral-7B.*", "mistral"),
 )
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_NUMBER = re.compile(r"\.(\d{1,4})(?:\.|$)")
 _TRANSFORMER_LENS = re.compile(r"(blocks\.\d+\.|hook_|ln_final\.)")
 
 
@@ -48,23 +48,21 @@ def find_hookpoint(name: str, hookpoints: Sequence[Hookpoint]) -> Hookpoint:
 
 
 def spelled_without_model(name: str, model: str | None) -> tuple[str, str]:
-    """Return the module path and the TransformerLens name of a place, as far as names alone tell.
+    """Return the module path and the TransformerLens name of a place in either spelling, as far as names alone tell.
 
     Args:
         name: What the foreign file calls the place.
         model: What it calls the model.
 
     Returns:
-        The foreign name and an empty text where the family is not known.
+        The foreign name where the family is not known.
     """
-    if not _TRANSFORMER_LENS.match(name):
-        return name, ""
-    family, block = _family(model), _BLOCK.match(name)
-    aliases = {} if family is None else transformer_lens_names(family, int(block[1]) + 1 if block else 1)
+    family, number = _family(model), _NUMBER.search(name)
+    aliases = {} if family is None else transformer_lens_names(family, int(number[1]) + 1 if number else 1)
     for path, alias in aliases.items():
-        if alias == name:
+        if name in (path, alias):
             return path, alias
-    return name, name
+    return name, name if _TRANSFORMER_LENS.match(name) else ""
 
 
 def _family(model: str | None) -> str | None:

@@ -114,7 +114,18 @@ def test_where_it_came_from_is_kept(imported, exported):
 
 
 def test_training_starts_from_an_imported_sae(saelab_json, store_and_run, imported, tmp_path):
-    command = ("train", store_and_run[0], "--k", "8", "--tokens", "512", "--batch", "512", "--init-from", imported)
+    command = (
+        "train",
+        store_and_run[0],
+        "--k",
+        "8",
+        "--tokens",
+        "512",
+        "--batch",
+        "512",
+        "--init-from",
+        imported,
+    )
     saelab_json(*command, "--lr", "1e-9", "--out", tmp_path / "run")
     before, after = (api.load(place) for place in (imported, tmp_path / "run"))
     torch.testing.assert_close(after.W_dec, before.W_dec, atol=1e-5, rtol=1e-5)

@@ -11,6 +11,7 @@ from interop_cases import CASES, FIXTURES, case, errors
 
 import saelab
 from saelab.errors import SaelabError, UsageError
+from saelab.interop.answers import Answers
 from saelab.interop.formats import detect
 from saelab.interop.hooks import find_hookpoint, spelled_without_model
 from saelab.interop.importing import import_run
@@ -149,7 +150,8 @@ def test_an_answer_that_does_not_exist(tmp_path):
 
 
 def test_an_import_without_a_place_asks_for_it(tmp_path):
-    found = read_foreign(case("sparsify-transcoder").sae)
+    nameless = shutil.copytree(case("sparsify-transcoder").sae, tmp_path / "nameless")
+    found = read_foreign(nameless, answers=Answers(at="model.layers.2.mlp.input"))
     with pytest.raises(UsageError, match="--target-at HOOK"):
         import_run(found, tmp_path / "run")
     bare = shutil.copytree(case("gemma-scope").sae, tmp_path / "somewhere")
@@ -167,6 +169,7 @@ def test_an_import_without_a_place_asks_for_it(tmp_path):
         ("saelens-standard", "transformer.h.1.output", "blocks.1.hook_resid_post"),
         ("saelens-5-topk", "transformer.h.3.input", "blocks.3.hook_resid_pre"),
         ("sparsify-topk", "layers.2.output", ""),
+        ("sparsify-transcoder", "layers.2.mlp.input", ""),
         ("dictionary-learning-AutoEncoder", "gpt_neox.layers.3.output", "blocks.3.hook_resid_post"),
         ("gemma-scope", "model.layers.3.output", "blocks.3.hook_resid_post"),
         ("gemma-scope-attention", "model.layers.12.self_attn.o_proj.input", "blocks.12.attn.hook_z"),
@@ -187,6 +190,15 @@ def test_a_place_that_no_family_has_keeps_its_name():
     transcoder = load_foreign(case("gemma-scope-transcoder").read()).config
     assert transcoder.input_hooks == ("blocks.3.ln2.hook_normalized",)
     assert transcoder.output_hooks == ("model.layers.3.post_feedforward_layernorm.output",)
+
+
+def test_a_module_path_gets_its_other_name_where_the_family_is_known():
+    assert spelled_without_model("model.layers.3.output", "google/gemma-2-2b") == (
+        "model.layers.3.output",
+        "blocks.3.hook_resid_post",
+    )
+    transcoder = load_foreign(case("sparsify-transcoder").read()).config
+    assert transcoder.output_hooks == ("layers.2.mlp.output",)
 
 
 def test_a_place_of_a_model_by_the_end_of_its_path():

@@ -1,4 +1,5 @@
-"""Llama Scope (OpenMOSS, 2024): `hyperparams.json` and `checkpoints/final.safetensors`.
+"""Llama Scope (OpenMOSS): `hyperparams.json` and `checkpoints/final.safetensors`, later `config.json` and
+`sae_weights.safetensors` (R1-Distill, 2025), with a threshold for each feature and average norms among the weights.
 
 Format and mathematics from the published repositories and the code that wrote them; nothing is installable
 that could be compared with. The threshold is compared with pre-activations of scaled activations, times the decoder's
@@ -17,14 +18,15 @@ from saelab.interop.reading import Reading
 from saelab.interop.settings import Settings
 from saelab_kernels.shapes import Float, Tensor
 
-CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
+FORMS = (("hyperparams.json", "checkpoints/final.safetensors"), ("config.json", "sae_weights.safetensors"))
+LOG_THRESHOLD, AVERAGE_NORM = "log_jumprelu_threshold", "dataset_average_activation_norm"
 MODEL, CONTEXT = "meta-llama/Llama-3.1-8B", 1024
 _RECIPES = {"jumprelu": "jumprelu", "relu": "relu", "topk": "topk"}
 
 
 def recognises(location: Location) -> bool:
     """Whether a place looks like such a folder."""
-    return {CONFIG, WEIGHTS} <= location.names
+    return _form(location) is not None and "cfg.json" not in location.names
 
 
 def read(reading: Reading) -> ForeignSAE:
@@ -34,13 +36,14 @@ def read(reading: Reading) -> ForeignSAE:
         UsageError: Its activation or normalisation is unknown or has no equal here.
         DamagedFileError: The files are not sound.
     """
-    settings = reading.settings(CONFIG)
+    config, file = _form(reading.location) or FORMS[0]
+    settings = reading.settings(config)
     kind = settings.need("act_fn", str).lower()
     if kind not in _RECIPES:
         raise UsageError(f"{settings.where}: act_fn is {kind}; jumprelu, topk and relu can be imported")
     if settings.optional("use_glu_encoder", bool):
         raise UsageError(f"{settings.where}: its encoder has a second gate (GLU), which cannot be imported")
-    weights = reading.weights(WEIGHTS)
+    weights = reading.weights(file)
     d_in = settings.count("d_model")
     W_enc = weights.take("encoder.weight", None, d_in).T
     d_sae = W_enc.shape[1]
@@ -48,7 +51,13 @@ def read(reading: Reading) -> ForeignSAE:
     b_enc = weights.take("encoder.bias", d_sae)
     has_bias = settings.optional("use_decoder_bias", bool) is not False
     b_dec = weights.take("decoder.bias", d_in) if has_bias else W_dec.new_zeros(d_in)
-    weights.drop(name for name in weights.names if name.startswith("dataset_average_activation_norm."))
+    theta = weights.take(LOG_THRESHOLD, d_sae).exp() if LOG_THRESHOLD in weights.names else None
+    start = f"{AVERAGE_NORM}."
+    norms = {
+        name.removeprefix(start): float(weights.take(name))
+        for name in weights.names
+        if name.startswith(start)
+    }
     weights.require_nothing_left()
     hook, target = settings.optional("hook_point_in", str), settings.optional("hook_point_out", str)
     is_transcoder = target is not None and target != hook
@@ -58,16 +67,20 @@ def read(reading: Reading) -> ForeignSAE:
         b_enc=b_enc,
         W_dec=W_dec,
         b_dec=b_dec,
-        keep=_keep(kind, settings, W_dec),
+        keep=_keep(kind, settings, W_dec, theta),
         apply_b_dec_to_input=settings.optional("apply_decoder_bias_to_pre_encoder", bool) or False,
-        scaling=_scaling(settings, d_in, is_transcoder),
+        scaling=_scaling(settings, norms, d_in, is_transcoder),
         is_transcoder=is_transcoder,
         place=Place(hook=hook, target_hook=target if is_transcoder else None, model=MODEL, context=CONTEXT),
         recipe="transcoder" if is_transcoder else _RECIPES[kind],
     )
 
 
-def _keep(kind: str, settings: Settings, W_dec: Float[Tensor, "d_sae d_out"]) -> Keep:
+def _form(location: Location) -> tuple[str, str] | None:
+    return next((form for form in FORMS if set(form) <= location.names), None)
+
+
+def _keep(kind: str, settings: Settings, W_dec: Float[Tensor, "d_sae d_out"], theta: Tensor | None) -> Keep:
     if kind == "relu":
         return Keep("relu")
     by_norm = settings.optional("sparsity_include_decoder_norm", bool)
@@ -81,18 +94,19 @@ def _keep(kind: str, settings: Settings, W_dec: Float[Tensor, "d_sae d_out"]) ->
         by_norm = False
     if kind == "topk":
         return Keep("topk", k=settings.count("top_k"), by_decoder_norm=by_norm)
-    theta = settings.need("jump_relu_threshold", float)
-    if theta < 0:
-        raise UsageError(
-            f"{settings.where}: jump_relu_threshold is {theta}: it would keep activations below 0"
-        )
-    return Keep("threshold", theta=W_dec.new_tensor(theta), by_decoder_norm=by_norm)
+    if theta is None:
+        number = settings.need("jump_relu_threshold", float)
+        if number < 0:
+            raise UsageError(
+                f"{settings.where}: jump_relu_threshold is {number}: it would keep activations below 0"
+            )
+        theta = W_dec.new_tensor(number)
+    return Keep("threshold", theta=theta, by_decoder_norm=by_norm)
 
 
-def _scaling(settings: Settings, d_in: int, is_transcoder: bool) -> Scaling:
+def _scaling(settings: Settings, norms: dict[str, float], d_in: int, is_transcoder: bool) -> Scaling:
     kind = settings.optional("norm_activation", str)
-    norms = settings.table("dataset_average_activation_norm")
-    if kind is None and "dataset_average_activation_norm" not in settings:
+    if kind is None and AVERAGE_NORM not in settings and not norms:
         raise question(
             settings.where, "it does not say norm_activation", "--from with another format, or add it"
         )
@@ -100,12 +114,26 @@ def _scaling(settings: Settings, d_in: int, is_transcoder: bool) -> Scaling:
         case "inference":
             return Scaling()
         case "dataset-wise" | None:
-            read, given = norms.need("in", float), norms.need("out", float)
-            if not (read > 0 and given > 0):
-                raise DamagedFileError(
-                    f"{norms.where}: average norms are {read} and {given}; they must be above 0"
-                )
+            read, given = _average_norms(settings, norms)
             return Scaling(factor=math.sqrt(d_in) / read, target_factor=math.sqrt(d_in) / given)
         case "token-wise" if not is_transcoder:
             return Scaling("unit_norm", factor=math.sqrt(d_in))
     raise UsageError(f"{settings.where}: norm_activation is {kind}, which cannot be imported")
+
+
+def _average_norms(settings: Settings, norms: dict[str, float]) -> tuple[float, float]:
+    """Return the average norms of what is read and of what is reconstructed, from the weights or the settings."""
+    if norms:
+        hooks = (settings.need("hook_point_in", str), settings.need("hook_point_out", str))
+        missing = [hook for hook in hooks if hook not in norms]
+        if missing:
+            raise DamagedFileError(f"{settings.where}: there is no average norm of {', '.join(missing)}")
+        read, given = (norms[hook] for hook in hooks)
+    else:
+        table = settings.table(AVERAGE_NORM)
+        read, given = table.need("in", float), table.need("out", float)
+    if not (0 < read < math.inf and 0 < given < math.inf):
+        raise DamagedFileError(
+            f"{settings.where}: average norms are {read} and {given}; they must be above 0"
+        )
+    return read, given

@@ -49,7 +49,11 @@ def read(reading: Reading) -> ForeignSAE:
     settings = reading.settings(CONFIG)
     is_new = "metadata" in settings
     about = settings.table("metadata") if is_new else settings
-    kind = settings.need("architecture", str) if is_new else _old_kind(settings, reading)
+    kind = (
+        settings.need("architecture", str) if is_new else settings.optional("architecture", str) or "standard"
+    )
+    if kind == "standard":
+        kind = _standard_or_topk(settings, reading, is_new=is_new)
     if kind not in _KINDS:
         why = _WITHOUT_EQUAL.get(kind, "it is not known here")
         raise UsageError(f"{settings.where}: the architecture {kind} cannot be imported: {why}")
@@ -86,12 +90,11 @@ def read(reading: Reading) -> ForeignSAE:
     )
 
 
-def _old_kind(settings: Settings, reading: Reading) -> str:
-    """Return the architecture of a configuration of version 5, which may hide top-k behind `standard`."""
-    kind = settings.optional("architecture", str) or "standard"
-    if kind != "standard":
-        return kind
-    activation = _renamed(settings, "activation_fn") or reading.answers.activation
+def _standard_or_topk(settings: Settings, reading: Reading, *, is_new: bool) -> str:
+    """Return the architecture behind `standard`, which in version 5 says nothing of the activation."""
+    activation = _renamed(settings, "activation_fn") or (None if is_new else reading.answers.activation)
+    if activation is None and is_new:
+        return "standard"
     if activation is None:
         raise question(
             settings.where, "it does not say the activation function", "--activation relu (or topk)"
@@ -114,8 +117,6 @@ def _keep(kind: str, settings: Settings, weights: Weights, reading: Reading) -> 
     k = options.count("k") if "k" in options else reading.answers.k
     if k is None:
         raise question(settings.where, "it does not say how many features topk keeps", "--k")
-    if k > settings.count("d_sae"):
-        raise DamagedFileError(f"{settings.where}: k is {k}, more than the features that there are")
     return Keep("topk", k=k, by_decoder_norm=settings.optional("rescale_acts_by_decoder_norm", bool) or False)
 
 
@@ -149,7 +150,7 @@ def _scaling(kind: str, settings: Settings, reading: Reading) -> Scaling:
             if factor is None:
                 what = "activations were scaled to an average norm, and the factor is not saved with it"
                 raise question(settings.where, what, f"--scale FACTOR, or put {SCALER} beside it")
-            return Scaling(factor=factor, target_factor=factor if back else 1.0)
+            return Scaling(factor=factor, target_factor=factor)  # as SAELens folds it, transcoders too
         case None:
             if reading.answers.normalisation is None and reading.answers.scale is None:
                 what = "it does not say how activations were normalised"

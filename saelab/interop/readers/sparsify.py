@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from saelab.errors import DamagedFileError, UsageError
+from saelab.errors import UsageError
 from saelab.interop.answers import question
 from saelab.interop.foreign import ForeignSAE, Keep, Place
 from saelab.interop.locations import Location
@@ -44,9 +44,6 @@ def read(reading: Reading) -> ForeignSAE:
     d_sae = settings.optional("num_latents", int) or d_in * settings.count("expansion_factor")
     is_transcoder = settings.optional("transcode", bool) or False
     has_skip = settings.optional("skip_connection", bool) or False
-    k = settings.count("k")
-    if k > d_sae:
-        raise DamagedFileError(f"{settings.where}: k is {k}, more than its {d_sae:,} features")
     W_enc, b_enc = weights.take("encoder.weight", d_sae, d_in).T, weights.take("encoder.bias", d_sae)
     W_dec, b_dec = weights.take("W_dec", d_sae, d_in), weights.take("b_dec", d_in)
     W_skip = weights.take("W_skip", d_in, d_in).T if has_skip else None
@@ -58,18 +55,22 @@ def read(reading: Reading) -> ForeignSAE:
         W_dec=W_dec,
         b_dec=b_dec,
         W_skip=W_skip,
-        keep=Keep("topk", k=k),
+        keep=Keep("topk", k=settings.count("k")),
         apply_b_dec_to_input=not is_transcoder,
         is_transcoder=is_transcoder,
-        place=Place(hook=_hookpoint(reading.location.address, is_transcoder)),
+        place=_place(reading.location.address, is_transcoder),
         recipe=("skip-transcoder" if has_skip else "transcoder") if is_transcoder else "topk",
     )
 
 
-def _hookpoint(address: str, is_transcoder: bool) -> str | None:
-    """Return the hookpoint that the folder is named after; the module's input for a transcoder."""
+def _place(address: str, is_transcoder: bool) -> Place:
+    """Return the place that the folder is named after: a module's output, or the way from its input to it."""
     parts = [part for part in address.rstrip("/").split("/") if not _SEED.fullmatch(part)]
     name = parts[-1] if parts else ""
     if not _HOOKPOINT.fullmatch(name):
-        return None
-    return f"{name}.input" if is_transcoder else f"{name}.output"
+        return Place()
+    return (
+        Place(hook=f"{name}.input", target_hook=f"{name}.output")
+        if is_transcoder
+        else Place(hook=f"{name}.output")
+    )

@@ -53,6 +53,11 @@ def write(request: ExportRequest) -> Exported:
         notes.append(
             f"{parts.config.input_hooks[0]} is no module of a model; sparsify's folders are named after those"
         )
+    target = parts.config.output_hooks[0]
+    if parts.is_transcoder and target != _output_of(parts.config.input_hooks[0]):
+        notes.append(
+            f"sparsify's transcoders go from a module's input to its output; this one goes to {target}"
+        )
     write_tensors(folder / WEIGHTS, tensors)
     write_json(folder / CONFIG, config)
     return Exported(
@@ -60,6 +65,10 @@ def write(request: ExportRequest) -> Exported:
         architecture="transcoder" if parts.is_transcoder else "topk",
         notes=tuple(notes),
     )
+
+
+def _output_of(hook: str) -> str:
+    return hook.removesuffix(".input") + ".output"
 
 
 def _hookpoint(parts: Outgoing) -> str:

@@ -55,9 +55,8 @@ def adopt(foreign: ForeignSAE, belonging: Belonging) -> SparseAutoencoder:
         DamagedFileError: After folding, a weight is too large for float32.
     """
     scaled, input_how, target_how = _fold_scaling(foreign)
-    folded, units = _fold_norms(scaled)
-    if input_how.is_per_token:
-        units = f"{units}; {PER_TOKEN_UNITS}" if target_how.is_per_token else units
+    folded, caveat = _fold_norms(scaled)
+    units = caveat + (PER_TOKEN_UNITS if target_how.is_per_token else RAW_UNITS)
     parameters = SAEParameters(folded.W_enc, folded.b_enc, folded.W_dec, folded.b_dec)
     for name, tensor in parameters.named().items():
         if not torch.isfinite(tensor).all():
@@ -124,27 +123,22 @@ def _scaled(foreign: ForeignSAE, s: float, t: float) -> ForeignSAE:
 
 
 def _fold_norms(foreign: ForeignSAE) -> tuple[ForeignSAE, str]:
-    """Give decoder rows norm 1 where that keeps what is kept; return the units of an activation too."""
+    """Give decoder rows norm 1 where that keeps what is kept; return what the units must say where it does not."""
     norms, keep = _norms(foreign.W_dec), foreign.keep
     if float((norms - 1).abs().max()) <= UNIT:
-        return replace(foreign, keep=_own_units(keep, torch.ones_like(norms))), RAW_UNITS
+        return replace(foreign, keep=_own_units(keep, torch.ones_like(norms))), ""
     if keep.kind == "topk" and not keep.by_decoder_norm:
         spread = f"from {norms.min():.6g} to {norms.max():.6g}"
-        return (
-            foreign,
-            f"multiples of the feature's decoder row, whose norm is not 1 ({spread}); {RAW_UNITS} times that",
-        )
+        return foreign, f"times the norm of the feature's decoder row, whose norm is not 1 ({spread}): "
     n = norms.float()
-    return (
-        replace(
-            foreign,
-            W_enc=foreign.W_enc * n,
-            b_enc=foreign.b_enc * n,
-            W_dec=foreign.W_dec / n[:, None],
-            keep=_own_units(keep, norms),
-        ),
-        RAW_UNITS,
+    folded = replace(
+        foreign,
+        W_enc=foreign.W_enc * n,
+        b_enc=foreign.b_enc * n,
+        W_dec=foreign.W_dec / n[:, None],
+        keep=_own_units(keep, norms),
     )
+    return folded, ""
 
 
 def _own_units(keep: Keep, norms: Float[Tensor, " d_sae"]) -> Keep:

@@ -64,7 +64,7 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -
         content = file.read(n_bytes + 1)
     if len(content) != n_bytes:
         raise DamagedFileError(f"{where} has {len(content):,} bytes, its shape {shape} needs {n_bytes:,}")
-    array = np.frombuffer(bytearray(content), dtype=dtype)
+    array = np.frombuffer(content, dtype=dtype)
     return torch.from_numpy(array.reshape(shape, order="F" if fortran else "C").copy())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ from saelab.errors import DamagedFileError
 from saelab.storage.files import read_json
 
 T = TypeVar("T", str, int, bool, float)
-_CALLED = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
+_CALLED = {str: "text", int: "a whole number", bool: "true or false", float: "a finite number"}
 
 
 class Settings:
@@ -50,11 +51,9 @@ class Settings:
         value = self._raw.get(name)
         if value is None:
             return None
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        if not _is_of(value, kind):
             raise DamagedFileError(f"{self.where}: {name} is {value!r}, not {_CALLED[kind]}")
-        return value
+        return kind(value)
 
     def need(self, name: str, kind: type[T]) -> T:
         """Return a value that must be there.
@@ -85,3 +84,12 @@ class Settings:
     def raw(self, name: str) -> Any:
         """Return a value of any kind; None where it is missing."""
         return self._raw.get(name)
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    """Whether a value of JSON is of a kind; a whole number is a number too, and no number is infinite."""
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) < 1e300 and math.isfinite(value)
+    return isinstance(value, kind)

@@ -179,6 +179,15 @@ def test_a_configuration_of_100_mb_or_without_end_in_depth(tmp_path):
         ("sparsify-topk", "cfg.json", {"k": True}, "not a whole number"),
         ("gemma-scope-2", "config.json", {"architecture": "relu"}, "relu cannot be imported"),
         ("llama-scope", "hyperparams.json", {"act_fn": "mystery"}, "act_fn is mystery"),
+        ("llama-scope", "hyperparams.json", {"jump_relu_threshold": float("nan")}, "not a finite number"),
+        ("llama-scope", "hyperparams.json", {"jump_relu_threshold": 10**400}, "not a finite number"),
+        ("llama-scope", "hyperparams.json", {"jump_relu_threshold": -0.1}, "below 0"),
+        (
+            "saelens-jumprelu-scaled",
+            "activation_scaler.json",
+            {"scaling_factor": float("inf")},
+            "not a finite",
+        ),
         ("llama-scope", "hyperparams.json", {"act_fn": None}, "does not say act_fn"),
         ("llama-scope", "hyperparams.json", {"norm_activation": "batch-wise"}, "batch-wise"),
         (

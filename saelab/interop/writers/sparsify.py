@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from saelab.errors import UsageError
 from saelab.interop.outgoing import Outgoing, notes_of, outgoing, require_plain_scale
 from saelab.interop.readers.sparsify import CONFIG, WEIGHTS
@@ -76,4 +78,4 @@ def _hookpoint(parts: Outgoing) -> str:
     path = parts.config.input_hooks[0].removesuffix(".output").removesuffix(".input")
     first, _, rest = path.partition(".")
     name = rest if first in _BASES and rest else path
-    return name.replace("/", "_").lstrip(".") or "sae"
+    return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "sae"

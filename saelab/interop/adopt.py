@@ -129,7 +129,10 @@ def _fold_norms(foreign: ForeignSAE) -> tuple[ForeignSAE, str]:
         return replace(foreign, keep=_own_units(keep, torch.ones_like(norms))), ""
     if keep.kind == "topk" and not keep.by_decoder_norm:
         spread = f"from {norms.min():.6g} to {norms.max():.6g}"
-        return foreign, f"times the norm of the feature's decoder row, whose norm is not 1 ({spread}): "
+        return (
+            foreign,
+            f"multiples of the feature's decoder row, whose norm is not 1 ({spread}); times that norm: ",
+        )
     n = norms.float()
     folded = replace(
         foreign,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from saelab.activations.store import Store
     from saelab.api import (
+        build_index,
         cache,
         cache_inputs,
         compare,
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
         import_sae,
         live,
         load,
+        open_index,
         open_store,
+        report,
+        show,
         train,
         train_grid,
     )
@@ -46,6 +50,7 @@ _HOMES = {
     "TextSpec": "saelab.text.spec",
     "TopK": "saelab.training.recipes.topk",
     "UsageError": "saelab.errors",
+    "build_index": "saelab.api",
     "cache": "saelab.api",
     "compare": "saelab.api",
     "cache_inputs": "saelab.api",
@@ -58,7 +63,10 @@ _HOMES = {
     "live": "saelab.api",
     "load": "saelab.api",
     "load_model": "saelab.lm.load",
+    "open_index": "saelab.api",
     "open_store": "saelab.api",
+    "report": "saelab.api",
+    "show": "saelab.api",
     "train": "saelab.api",
     "train_grid": "saelab.api",
 }
@@ -73,6 +81,7 @@ __all__ = [
     "TextSpec",
     "TopK",
     "UsageError",
+    "build_index",
     "cache",
     "cache_inputs",
     "compare",
@@ -85,7 +94,10 @@ __all__ = [
     "live",
     "load",
     "load_model",
+    "open_index",
     "open_store",
+    "report",
+    "show",
     "train",
     "train_grid",
 ]

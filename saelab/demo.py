@@ -1,4 +1,4 @@
-"""The whole loop on the embedded model: cache, train two SAEs, evaluate them, read three features."""
+"""The whole loop on the embedded model: cache, train two SAEs, evaluate them, index and read features."""
 
 from __future__ import annotations
 
@@ -106,8 +106,12 @@ def run_demo(folder: Path, budget: DemoBudget, quiet: bool = False) -> DemoRepor
             list(finished.values()), tokens=budget.evaluation_tokens, lm=lm, quiet=quiet
         )
     report.runs = {name: found.to_json() for name, found in zip(finished, evaluations, strict=True)}
+    larger = next(iter(finished.values()))
+    with _stage(report, "index", larger.path / "indexes" / "main") as rate:
+        index = api.build_index(larger, lm=lm, quiet=quiet)
+        rate(index.n_tokens)
     with _stage(report, "features"):
-        report.features = _features_as_text(next(iter(finished.values())), store, lm, budget.features)
+        report.features = _features_as_text(larger, store, lm, budget.features)
     report.peak_memory_bytes = peak_memory_bytes()
     return report
 

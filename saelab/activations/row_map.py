@@ -30,16 +30,18 @@ class RowMap:
             split: np.append(0, np.cumsum(ends - starts)) for split, (starts, ends) in self._stretches.items()
         }
 
-    def count(self, split: Split) -> int:
-        """Return the number of rows of a split."""
-        return int(self._before[split][-1])
+    def count(self, split: Split | None) -> int:
+        """Return the number of rows of a split; of both for None."""
+        return self.n_rows if split is None else int(self._before[split][-1])
 
     def rows_of_documents(self, split: Split) -> NDArray[np.int64]:
         """Return the number of rows of each document of a split, in document order."""
         return self._of_documents[split]
 
-    def pieces(self, split: Split, start: int, stop: int) -> list[tuple[int, int]]:
-        """Return the stretches of store rows that hold rows `start` to `stop` of a split, in order."""
+    def pieces(self, split: Split | None, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return the stretches of store rows that hold rows `start` to `stop` of a split, in order; of both for None."""
+        if split is None:
+            return [(start, stop)] if stop > start else []
         starts, _ = self._stretches[split]
         before = self._before[split]
         first = int(np.searchsorted(before, start, side="right")) - 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -176,13 +176,14 @@ class Store:
             raise DamagedFileError(f"{self.path / name} holds no mean of {hook.d_in} values")
         return HookStatistics.from_parts(self._facts.statistics.get(hook.slug), mean)
 
-    def n_rows(self, hook: str | StoredHook | None, split: Split) -> int:
-        """Return how many rows a hookpoint has in a split."""
+    def n_rows(self, hook: str | StoredHook | None, split: Split | None) -> int:
+        """Return how many rows a hookpoint has in a split; in both for None."""
         self.hook(hook)
         return self.row_map.count(split)
 
-    def rows(self, hook: str | StoredHook | None, split: Split, start: int, stop: int) -> Rows:
-        """Read rows `start` to `stop` of a split in document order, as float32, with gradients if stored.
+    def rows(self, hook: str | StoredHook | None, split: Split | None, start: int, stop: int) -> Rows:
+        """Read rows `start` to `stop` of a split (of both for None) in document order, as float32, with gradients
+        if stored.
 
         Raises:
             UsageError: The split has fewer rows.
@@ -194,12 +195,12 @@ class Store:
         return Rows(x=found.x.float(), token_index=found.token_index, gradients=gradients)
 
     def stored_rows(
-        self, hook: StoredHook, split: Split, start: int, stop: int, *, with_gradients: bool
+        self, hook: StoredHook, split: Split | None, start: int, stop: int, *, with_gradients: bool
     ) -> Rows:
         """Like `rows`, in the stored dtype."""
         count = self.row_map.count(split)
         if not 0 <= start <= stop <= count:
-            raise UsageError(f"{self.path}: rows {start:,} to {stop:,} of {split}, which has {count:,}")
+            raise UsageError(f"{self.path}: rows {start:,} to {stop:,} of {split or 'all'}, which has {count:,}")
         pieces = self.row_map.pieces(split, start, stop)
 
         def read(tensor: str, empty: torch.Tensor) -> torch.Tensor:
@@ -239,6 +240,11 @@ class Store:
         if layout.ROLES not in self.manifest.files:
             return None
         return layout.read_roles(self._sized(layout.ROLES), self._facts.n_tokens)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How the activations were made, as the manifest has it."""
+        return self._facts.provenance
 
     @property
     def chat_template(self) -> str | None:

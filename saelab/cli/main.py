@@ -19,6 +19,8 @@ COMMANDS = {
     "train": "train an SAE on cached activations, or finish an interrupted run",
     "evaluate": "sparsity, reconstruction, density and loss recovered",
     "compare": "one table and figures over runs, on the same tokens",
+    "index": "what every feature does: examples, statistics, logits, neighbors",
+    "report": "a run as one page that needs no network: metrics, figures, clear features",
     "synthetic": "how many planted features SAEs find, and how far seeds agree",
     "import": "another tool's SAE as a run: SAELens, sparsify, dictionary_learning, Gemma Scope, ...",
     "export": "a run's SAE in another tool's format",

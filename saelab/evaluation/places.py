@@ -62,8 +62,8 @@ class PlaceRows(NamedTuple):
     """Position of each row's token in the store's tokens, int64."""
 
 
-def read_rows(store: Store, places: Places, split: Split, start: int, stop: int) -> PlaceRows:
-    """Read rows ``start`` to ``stop`` of a split at an SAE's places; each hookpoint is read once.
+def read_rows(store: Store, places: Places, split: Split | None, start: int, stop: int) -> PlaceRows:
+    """Read rows ``start`` to ``stop`` of a split (None: of both) at an SAE's places; each hookpoint is read once.
 
     Raises:
         UsageError: The store has no such hookpoint, or fewer rows.

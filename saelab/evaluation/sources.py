@@ -132,10 +132,10 @@ def tokens_for(run: Run, source: TokenSource, n_tokens: int, shared: Shared) -> 
         )
     if run.store_path is not None and source.text is None and source.model is None:
         return _tokens_of_store(run, store_of(run, shared), places)
-    own = run.live or _how_its_store_was_made(run, shared)
+    own = how_it_was_harvested(run, shared)
     training = _training_text(run, own, source.text, shared)
     text = only_unseen(source.text or own.text, own.text)
-    model, packing = source.model or own.model, _packing(text, own.packing)
+    model, packing = source.model or own.model, packing_of(text, own.packing)
     asked = {
         "model": model,
         "text": text,
@@ -196,6 +196,8 @@ def store_of(run: Run, shared: Shared) -> Store:
     Raises:
         UsageError: It was trained live, or its store is not where it was, or is not the same any more.
     """
+    if run.imported is not None:
+        raise UsageError(f"{run.path} was imported and has no store of its own; give one with --store")
     if run.store_path is None:
         raise UsageError(f"{run.path} was trained live, without a store; give one with --store")
     if not run.store_path.exists():
@@ -285,14 +287,21 @@ def _why_nothing_is_left(text: TextSpec, documents: Unseen | None) -> str:
     )
 
 
-def _packing(text: TextSpec, own: Packing) -> Packing:
+def packing_of(text: TextSpec, own: Packing) -> Packing:
     """Return how a text is packed: as the run's own was, but conversations as such, and only those."""
     if text.is_chat:
         return "conversation"
     return "document" if own == "conversation" else own
 
 
-def _how_its_store_was_made(run: Run, shared: Shared) -> HarvestConfig:
+def how_it_was_harvested(run: Run, shared: Shared) -> HarvestConfig:
+    """Return the model, text and packing that a run was trained on.
+
+    Raises:
+        UsageError: Its store is not there as it was, or holds activations without a model.
+    """
+    if run.live is not None:
+        return run.live
     store = store_of(run, shared)
     if not store.has_tokens:
         raise UsageError(f"{store.path} holds activations without a model: a text cannot be evaluated")

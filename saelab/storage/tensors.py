@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from saelab.errors import DamagedFileError
 from saelab.storage.files import write_aside
@@ -33,6 +35,15 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NUMPY = {
+    torch.float64: "<f8",
+    torch.float32: "<f4",
+    torch.float16: "<f2",
+    torch.int64: "<i8",
+    torch.int32: "<i4",
+    torch.uint8: "u1",
+    torch.bool: "?",
+}
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,15 @@ class TensorFile:
         row_bytes = entry.n_bytes // entry.shape[0] if entry.shape[0] else 0
         data = self._read_bytes(entry.start + start * row_bytes, (stop - start) * row_bytes)
         return data.view(entry.dtype).reshape(stop - start, *entry.shape[1:])
+
+    def mapped(self, name: str) -> np.memmap[Any, Any] | NDArray[Any]:
+        """Map a tensor read-only, for reading scattered rows; bfloat16 cannot be mapped."""
+        entry = self._entry(name)
+        if not entry.n_bytes:
+            return np.empty(entry.shape, dtype=_NUMPY[entry.dtype])
+        return np.memmap(
+            self.path, dtype=_NUMPY[entry.dtype], mode="r", offset=entry.start, shape=entry.shape
+        )
 
     def close(self) -> None:
         """Close the file."""

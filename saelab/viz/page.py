@@ -13,6 +13,8 @@ from plotly.offline import get_plotlyjs
 
 from saelab.viz.text import html_text
 
+GENERATOR = '<meta name="generator" content="saelab">'
+"""Stands at the beginning of every page, so that a page of ours is known."""
 _STYLE = """
 body { font: 15px/1.5 Helvetica, Arial, sans-serif; color: #000; background: #fff; margin: 2em auto; max-width: 1290px;
        padding: 0 1em; }
@@ -25,6 +27,9 @@ table { border-collapse: collapse; font-size: 0.87em; font-variant-numeric: tabu
 th, td { padding: 0.2em 0.7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #ccc; }
 th { border-bottom: 1px solid #000; vertical-align: bottom; white-space: normal; max-width: 6.5em; }
 th.text, td.text { text-align: left; }
+@media screen and (prefers-color-scheme: dark) { body { color: #f5f5f5; background: #101216; }
+  th, td { border-color: #3e424a; } th { border-bottom-color: #aaa; } figcaption { color: #afb2b8; }
+  [data-figure] { background: #fff; } }
 @media print { .modebar { display: none; } body { margin: 0; max-width: none; }
   table { font-size: 0.7em; } th, td { padding: 0.1em 0.4em; } }
 """
@@ -57,6 +62,8 @@ class TableOnPage:
     """Columns, from the left, that hold text and not numbers."""
     note: str = ""
     """Plain text below it."""
+    text_last: bool = False
+    """Whether the last column holds text too."""
 
 
 @dataclass(frozen=True)
@@ -67,27 +74,47 @@ class FiguresOnPage:
     figures: Sequence[FigureOnPage]
 
 
-def html_page(title: str, lines: Sequence[str], parts: Sequence[TableOnPage | FiguresOnPage]) -> str:
-    """Return a page with plotly.js inside, once; every text is escaped.
+@dataclass(frozen=True)
+class HtmlOnPage:
+    """HTML that a renderer of this package made, in which every text is escaped already."""
+
+    title: str
+    html: str
+    style: str = ""
+    """Its stylesheet; parts may have the same, which is written once."""
+
+
+OnPage = TableOnPage | FiguresOnPage | HtmlOnPage
+
+
+def html_page(title: str, lines: Sequence[str], parts: Sequence[OnPage], *, heading: bool = True) -> str:
+    """Return a page, with plotly.js inside, once, where it has figures; every text is escaped.
 
     A content security policy lets only the page's own two scripts run, by their digests, and forbids every request.
 
     Args:
         title: Its heading.
         lines: Paragraphs below it.
-        parts: Tables and figures, in order.
+        parts: Tables, figures and HTML, in order.
+        heading: Whether the title is shown at the top; a part may have its own.
     """
-    scripts = (get_plotlyjs(), _SCRIPT)
-    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    has_figures = any(isinstance(part, FiguresOnPage) for part in parts)
+    scripts = (get_plotlyjs(), _SCRIPT) if has_figures else ()
+    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts) or "'none'"
     policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
-    body = [f"<h1>{html_text(title)}</h1>", *(f"<p>{html_text(line)}</p>" for line in lines)]
+    styles = dict.fromkeys(part.style for part in parts if isinstance(part, HtmlOnPage) and part.style)
+    body = [
+        *([f"<h1>{html_text(title)}</h1>"] if heading else []),
+        *(f"<p>{html_text(line)}</p>" for line in lines),
+    ]
     for number, part in enumerate(parts):
-        body.append(_table(part) if isinstance(part, TableOnPage) else _figures(part, number))
+        body.append(_part(part, number))
     return "\n".join(
         [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n' + GENERATOR,
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            f"<title>{html_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
+            f"<title>{html_text(title)}</title>\n<style>{''.join([_STYLE, *styles])}</style>\n</head>\n<body>",
             *body,
             *(f"<script>{script}</script>" for script in scripts),
             "</body>\n</html>\n",
@@ -100,6 +127,14 @@ def script_json(raw: str) -> str:
     for character, escaped in _ESCAPES.items():
         raw = raw.replace(character, escaped)
     return raw
+
+
+def _part(part: OnPage, number: int) -> str:
+    if isinstance(part, TableOnPage):
+        return _table(part)
+    if isinstance(part, FiguresOnPage):
+        return _figures(part, number)
+    return (f"<h2>{html_text(part.title)}</h2>\n" if part.title else "") + part.html
 
 
 def _figures(part: FiguresOnPage, number: int) -> str:
@@ -121,7 +156,8 @@ def _figure(name: str, shown: FigureOnPage) -> str:
 
 def _table(table: TableOnPage) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-        kinds = ["text" if index < table.text_columns else "number" for index in range(len(cells))]
+        last = len(cells) - 1 if table.text_last else len(cells)
+        kinds = ["text" if n < table.text_columns or n >= last else "number" for n in range(len(cells))]
         marked = (
             f'<{tag} class="{kind}">{html_text(cell)}</{tag}>'
             for kind, cell in zip(kinds, cells, strict=True)

@@ -113,6 +113,25 @@ def test_where_it_came_from_is_kept(imported, exported):
     assert not (imported / "sae" / "feature_stats.safetensors").exists()
 
 
+def test_an_imported_run_is_indexed_and_reported(saelab, saelab_json, store_and_run, imported, tmp_path):
+    code, _, err = saelab("index", imported, "--tokens", "2k")
+    assert code == 2 and "give --text" in err
+    found = saelab_json(
+        "index", imported, "--text", "stdlib", "--tokens", "2k", "--out", tmp_path / "of-text"
+    )
+    assert found["n_features"] == 512 and found["n_alive"] > 100
+    again = saelab_json(
+        "index", imported, "--store", store_and_run[0], "--tokens", "2k", "--out", tmp_path / "a"
+    )
+    trained = saelab_json(
+        *("index", store_and_run[1], "--store", store_and_run[0], "--tokens", "2k", "--out", tmp_path / "b")
+    )
+    assert again["n_alive"] == trained["n_alive"]
+    code, _, err = saelab("report", imported, "--out", tmp_path / "page.html")
+    assert code == 0, err
+    assert "imported from" in (tmp_path / "page.html").read_text()
+
+
 def test_training_starts_from_an_imported_sae(saelab_json, store_and_run, imported, tmp_path):
     command = (
         "train",

@@ -1,0 +1,1 @@
+"""Questions to a feature index, one kind in a file."""

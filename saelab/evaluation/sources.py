@@ -294,12 +294,21 @@ def packing_of(text: TextSpec, own: Packing) -> Packing:
     return "document" if own == "conversation" else own
 
 
-def how_it_was_harvested(run: Run, shared: Shared) -> HarvestConfig:
+def how_it_was_harvested(run: Run, shared: Shared, text: TextSpec | None = None) -> HarvestConfig:
     """Return the model, text and packing that a run was trained on.
 
+    Args:
+        run: The run.
+        shared: Opens its store.
+        text: What an imported run is to read, since its own text is not known.
+
     Raises:
-        UsageError: Its store is not there as it was, or holds activations without a model.
+        UsageError: Its store is not there as it was, or holds activations without a model; or it was imported
+            without a model, or no text is given for it.
     """
+    if run.imported is not None:
+        places = Places.of_sae(load_sae_config(run.path / SAE))
+        return imported_harvest(run.path, run.imported, places, text=text, model=None, tokens=1)
     if run.live is not None:
         return run.live
     store = store_of(run, shared)

@@ -14,7 +14,6 @@ from saelab.activations.spec import CacheConfig, HarvestConfig
 from saelab.activations.store import Store
 from saelab.errors import UsageError
 from saelab.evaluation.autoencoder import require_fit
-from saelab.evaluation.imported import imported_harvest
 from saelab.evaluation.places import Places
 from saelab.evaluation.records import check_record_name
 from saelab.evaluation.sources import Shared, how_it_was_harvested, packing_of, store_of
@@ -36,7 +35,6 @@ from saelab.storage.manifest import MANIFEST_NAME, read_manifest
 from saelab.text.load import iter_documents
 from saelab.text.spec import TextSpec
 from saelab.text.vocabulary import Vocabulary
-from saelab.training.imported import ImportedConfig
 from saelab.training.run import SAE, Run
 
 TEXT_TOKENS = 1_000_000
@@ -169,27 +167,17 @@ def _harvest(run: Run, source: IndexSource, how: HowToIndex, shared: Shared) -> 
     """Return what has to be read from the model first; None where a store has it."""
     if source.store is not None or (source.text is None and run.store_path is not None):
         return None
-    if run.imported is not None:
-        return _harvest_for_imported(run, run.imported, source, how)
-    own = how_it_was_harvested(run, shared)
+    own = how_it_was_harvested(run, shared, source.text)
     text = source.text or own.text
     same = {one.name: getattr(own, one.name) for one in fields(HarvestConfig)}
     asked = {
         "text": text,
         "packing": packing_of(text, own.packing),
-        "at": Places.of_run(run.config).inputs,
+        "at": Places.of_sae(load_sae_config(run.path / SAE)).inputs,
         "loss": False,
         "gradients": False,
     }
     return CacheConfig(**(same | asked), tokens=how.config.tokens or TEXT_TOKENS).resolved()
-
-
-def _harvest_for_imported(
-    run: Run, imported: ImportedConfig, source: IndexSource, how: HowToIndex
-) -> CacheConfig:
-    places, tokens = Places.of_sae(load_sae_config(run.path / SAE)), how.config.tokens or TEXT_TOKENS
-    harvest = imported_harvest(run.path, imported, places, text=source.text, model=None, tokens=tokens)
-    return replace(harvest, text=source.text, at=places.inputs).resolved()
 
 
 def _given_store(run: Run, source: IndexSource, shared: Shared) -> Store:

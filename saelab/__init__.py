@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         train_grid,
     )
     from saelab.errors import Interrupted, SaelabError, UsageError
+    from saelab.features.queries.filters import FeatureFilter
     from saelab.lm.load import LanguageModel, load_model
     from saelab.lm.modules import iter_activations
     from saelab.lm.spec import ModelSpec
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from saelab.training.recipes.topk import TopK
 
 _HOMES = {
+    "FeatureFilter": "saelab.features.queries.filters",
     "Grid": "saelab.training.grid",
     "Interrupted": "saelab.errors",
     "LanguageModel": "saelab.lm.load",
@@ -72,6 +74,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "FeatureFilter",
     "Grid",
     "Interrupted",
     "LanguageModel",

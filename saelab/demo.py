@@ -1,4 +1,4 @@
-"""The whole loop on the embedded model: cache, train two SAEs, evaluate them, index and read features."""
+"""The whole loop on the embedded model: cache, train two SAEs, evaluate them, index their features, report."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from saelab import api
-from saelab.activations.store import Store
-from saelab.evaluation.examples import render_text, top_contexts
-from saelab.evaluation.telling import telling_features
-from saelab.lm.load import LanguageModel, load_model
+from saelab.features.as_text import features_as_text
+from saelab.features.telling import telling_features
+from saelab.lm.load import load_model
 from saelab.lm.spec import ModelSpec
 from saelab.memory import peak_memory_bytes
-from saelab.training.run import Run
 
 HOOK = "blocks.2.hook_resid_post"
 EXAMPLES = 4
@@ -55,6 +53,8 @@ class DemoReport:
     """Rate of caching and training."""
     features: str = ""
     """Three features of the larger SAE as text."""
+    page: Path | None = None
+    """The report of the larger SAE, one HTML file."""
     peak_memory_bytes: int = 0
     """Largest memory of the process so far."""
 
@@ -67,6 +67,7 @@ class DemoReport:
             "tokens_per_second": self.tokens_per_second,
             "peak_memory_bytes": self.peak_memory_bytes,
             "features": self.features,
+            "page": None if self.page is None else str(self.page),
             "folder": str(self.folder),
         }
 
@@ -110,17 +111,12 @@ def run_demo(folder: Path, budget: DemoBudget, quiet: bool = False) -> DemoRepor
     with _stage(report, "index", larger.path / "indexes" / "main") as rate:
         index = api.build_index(larger, lm=lm, quiet=quiet)
         rate(index.n_tokens)
-    with _stage(report, "features"):
-        report.features = _features_as_text(larger, store, lm, budget.features)
+    with _stage(report, "report"):
+        chosen = telling_features(index.rows(), budget.features)
+        report.features = features_as_text(index, chosen, EXAMPLES)
+        report.page = api.report(larger, out=folder / "report.html")
     report.peak_memory_bytes = peak_memory_bytes()
     return report
-
-
-def _features_as_text(run: Run, store: Store, lm: LanguageModel, n: int) -> str:
-    sae, hook = run.sae(), store.hook()
-    chosen = telling_features(sae, store, hook, n=n)
-    examples = top_contexts(sae, store, hook, features=chosen, per_feature=EXAMPLES)
-    return render_text(examples, lambda token: str(lm.tokenizer.decode([token])))
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class RowMap:
         return self._of_documents[split]
 
     def pieces(self, split: Split | None, start: int, stop: int) -> list[tuple[int, int]]:
-        """Return the stretches of store rows that hold rows `start` to `stop` of a split, in order; of both for None."""
+        """Return the stretches of store rows that hold rows `start` to `stop` of a split (None: of both), in order."""
         if split is None:
             return [(start, stop)] if stop > start else []
         starts, _ = self._stretches[split]

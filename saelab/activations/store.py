@@ -200,7 +200,9 @@ class Store:
         """Like `rows`, in the stored dtype."""
         count = self.row_map.count(split)
         if not 0 <= start <= stop <= count:
-            raise UsageError(f"{self.path}: rows {start:,} to {stop:,} of {split or 'all'}, which has {count:,}")
+            raise UsageError(
+                f"{self.path}: rows {start:,} to {stop:,} of {split or 'all'}, which has {count:,}"
+            )
         pieces = self.row_map.pieces(split, start, stop)
 
         def read(tensor: str, empty: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def build_index(
     run: Run | Path | str,
     *,
-    tokens: int | str = 0,
+    tokens: int | str | None = None,
     store: Store | None = None,
     text: str | TextSpec | None = None,
     lm: LanguageModel | None = None,
@@ -45,7 +45,7 @@ def build_index(
     """
     run = run if isinstance(run, Run) else open_run(run)
     source = IndexSource(store=store, text=TextSpec(source=text) if isinstance(text, str) else text)
-    config = replace(config or IndexConfig(), tokens=parse_count(tokens))
+    config = replace(config or IndexConfig(), tokens=0 if tokens is None else parse_count(tokens))
     how = HowToIndex(config=config, **options)
     index_runs([run], source, how, lm=lm)
     return open_index(run, how.name, out=how.out)

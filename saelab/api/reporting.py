@@ -18,7 +18,6 @@ from saelab.training.run import SAE, Run
 
 if TYPE_CHECKING:
     from saelab.features.index import FeatureIndex
-    from saelab.features.records import FeatureRow
     from saelab.sae.config import SAEConfig
     from saelab.viz.document import HtmlDoc
     from saelab.viz.report import IndexOnReport
@@ -117,7 +116,7 @@ def _on_report(index: FeatureIndex, features: int) -> IndexOnReport:
     from saelab.features.telling import telling_features
     from saelab.viz.report import IndexOnReport
 
-    rows = _all_rows(index)
+    rows = index.rows()
     return IndexOnReport(
         rows=rows,
         views=[index.feature(feature) for feature in telling_features(rows, features)],
@@ -126,16 +125,6 @@ def _on_report(index: FeatureIndex, features: int) -> IndexOnReport:
         n_tokens=index.n_tokens,
         parts=_parts(index),
     )
-
-
-def _all_rows(index: FeatureIndex) -> list[FeatureRow]:
-    from saelab.features.queries.pages import MAX_PAGE
-
-    return [
-        row
-        for offset in range(0, index.d_sae, MAX_PAGE)
-        for row in index.features(limit=MAX_PAGE, offset=offset).rows
-    ]
 
 
 def _parts(index: FeatureIndex) -> frozenset[str]:

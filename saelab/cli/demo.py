@@ -47,6 +47,7 @@ def run(options: Options) -> Result:
         describe_evaluation({"run": str(options.out / name)} | data) for name, data in report.runs.items()
     ]
     parts.append(f"Three features of the larger SAE, where they are most active:\n\n{report.features}")
+    parts.append(f"More of them, with figures, in one page for a browser: {report.page}")
     rates = report.tokens_per_second
     stages = [
         f"  {name:<28} {seconds:7.1f} s" + (f"  {rates[name]:>10,.0f} tokens/s" if name in rates else "")

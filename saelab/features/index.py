@@ -15,6 +15,7 @@ from typing import Any
 
 from saelab.errors import DamagedFileError, UsageError
 from saelab.features.codes import CodeShard, read_shard
+from saelab.features.labels.places import shown_labels_of
 from saelab.features.queries.by_token import TokenSearch, search_tokens, tokens_containing
 from saelab.features.queries.database import Database
 from saelab.features.queries.examples import ExampleReader, require_context, require_kind
@@ -22,7 +23,7 @@ from saelab.features.queries.facts import IndexFacts
 from saelab.features.queries.filters import FeatureFilter, require_text
 from saelab.features.queries.nearest import Nearest, nearest_rows
 from saelab.features.queries.opened import FILE_OF_PART, check_index
-from saelab.features.queries.pages import Page, Sort, read_page, require_limit
+from saelab.features.queries.pages import MAX_PAGE, Page, Sort, read_page, require_limit
 from saelab.features.queries.places import find_index, require_same_sae, run_of_index
 from saelab.features.queries.related import read_companions, read_neighbors
 from saelab.features.queries.rows import read_detail, read_names, read_row, read_rows
@@ -117,6 +118,11 @@ class FeatureIndex(IndexFacts):
         if where.active_on:
             self._database.require_active_on()
         return read_page(self._database, where, sort, descending=descending, limit=limit, offset=offset)
+
+    def rows(self) -> list[FeatureRow]:
+        """Return the numbers of every feature, page by page."""
+        starts = range(0, self.d_sae, MAX_PAGE)
+        return [row for start in starts for row in self.features(limit=MAX_PAGE, offset=start).rows]
 
     def row(self, feature: int) -> FeatureRow:
         """Return the numbers of a feature; UsageError where there is no such feature."""
@@ -293,7 +299,7 @@ class FeatureIndex(IndexFacts):
 
 
 def open_index(path: Path | str, name: str = "main", *, out: Path | str | None = None) -> FeatureIndex:
-    """Open the feature index of a run.
+    """Open the feature index of a run, with the labels that were imported for it.
 
     Args:
         path: A run, the SAE's folder within it, or the folder of an index.
@@ -301,8 +307,12 @@ def open_index(path: Path | str, name: str = "main", *, out: Path | str | None =
         out: An overlay in which it was built, for runs that are read-only.
 
     Raises:
-        UsageError: There is no index of that name, or it is of another SAE.
+        UsageError: There is no index of that name, or it or the labels are of another SAE.
         DamagedFileError: It was never finished, or a file is not what its manifest says.
     """
-    place, run = find_index(Path(path), name, None if out is None else Path(out))
-    return FeatureIndex(place, run)
+    overlay = None if out is None else Path(out)
+    place, run = find_index(Path(path), name, overlay)
+    index = FeatureIndex(place, run)
+    if run is not None and (labels := shown_labels_of(run, overlay)):
+        index.use_labels(labels)
+    return index

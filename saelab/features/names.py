@@ -20,7 +20,11 @@ ENOUGH = 0.5
 CLEARLY = 0.15
 """By how much a neighboring token's share must exceed that of the token itself."""
 LONGEST_TOKEN = 16
-_SIGNS = {" ": "\N{OPEN BOX}", "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\t": "\N{RIGHTWARDS ARROW}"}
+_SIGNS = {
+    " ": "\N{OPEN BOX}",
+    "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}",
+    "\t": "\N{RIGHTWARDS ARROW}",
+}
 
 
 @dataclass(frozen=True)

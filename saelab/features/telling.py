@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, zip_longest
 
-from saelab.evaluation.telling import DENSITIES, MIN_ACTIVE
 from saelab.features.records import FeatureRow
 
+DENSITIES = (5e-4, 2e-2)
+"""Rarer features have too few examples to judge, denser ones are seldom about one thing."""
+MIN_ACTIVE = 8
+"""Tokens that a feature must be active on, whatever its density."""
 Place = Callable[[FeatureRow], tuple[int | None, float | None]]
 _PLACES: tuple[Place, ...] = (
     lambda row: (row.top_token, row.top_token_share),

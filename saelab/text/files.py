@@ -215,7 +215,7 @@ def _pieces(chunks: Iterator[str]) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, name: str, spec: TextSpec) -> Iterator[Callable[[], Document]]:
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(bounded_lines(path), start=1):
         if line.strip():
             yield lambda number=number, line=line: _of_line(line, path, name, number, spec)
 
@@ -231,28 +231,42 @@ def _of_line(line: bytes, path: Path, name: str, number: int, spec: TextSpec) ->
     return document_of(record, spec, f"{name}:{number}", name, where)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def bounded_lines(path: Path, what: str = "text", longest: int | None = None) -> Iterator[bytes]:
+    """Read the lines of a file that may come from a stranger; one whose name ends in .jsonl.gz is unpacked.
+
+    Args:
+        path: The file.
+        what: What is being done, for messages.
+        longest: Bytes of a line at most; `MAX_LINE_BYTES` where not given.
+
+    Raises:
+        UsageError: A line is too long, or a packed file is damaged or unpacks to far too much.
+        OSError: The file cannot be read.
+    """
+    longest = longest or MAX_LINE_BYTES
     with path.open("rb") as packed:
         try:
             if kind_of(path.name) == ".jsonl.gz":
                 with gzip.GzipFile(fileobj=packed) as file:
-                    yield from _limited_lines(file, path, path.stat().st_size)
+                    yield from _limited_lines(file, f"{what}: {path}", longest, path.stat().st_size)
             else:
-                yield from _limited_lines(packed, path, None)
+                yield from _limited_lines(packed, f"{what}: {path}", longest, None)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UsageError(f"text: {path} is not a whole gzip file ({error})") from error
+            raise UsageError(f"{what}: {path} is not a whole gzip file ({error})") from error
 
 
-def _limited_lines(file: io.BufferedIOBase, path: Path, packed_bytes: int | None) -> Iterator[bytes]:
+def _limited_lines(
+    file: io.BufferedIOBase, where: str, longest: int, packed_bytes: int | None
+) -> Iterator[bytes]:
     n_read = number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
+    while line := file.readline(longest + 1):
         number += 1
         n_read += len(line)
-        if len(line) > MAX_LINE_BYTES:
-            raise UsageError(f"text: {path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes")
+        if len(line) > longest:
+            raise UsageError(f"{where}, line {number}: longer than {longest:,} bytes")
         if packed_bytes is not None and n_read > max(GZIP_RATIO_FROM, packed_bytes * MAX_GZIP_RATIO):
             raise UsageError(
-                f"text: {path} has {packed_bytes:,} bytes and unpacks to more than {MAX_GZIP_RATIO} times as many, "
+                f"{where} has {packed_bytes:,} bytes and unpacks to more than {MAX_GZIP_RATIO} times as many, "
                 "as no text does; unpack it yourself if you trust it"
             )
         yield line

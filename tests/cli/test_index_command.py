@@ -1,9 +1,14 @@
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
+import saelab as saelab_package
 from saelab.storage.manifest import read_manifest
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +19,7 @@ def indexed(store_and_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexed")
     shutil.copytree(store_and_run[1], folder / "run")
     command = ["index", str(folder / "run"), "--store", str(store_and_run[0]), "--tokens", "4k"]
-    assert run([*command, "--parts", "neighbors"]) == 0
+    assert run(command) == 0
     return folder / "run"
 
 
@@ -25,13 +30,27 @@ def test_an_index_is_described(saelab, saelab_json, store_and_run, indexed):
     assert found["index"] == str(indexed / "indexes" / "main")
     assert found["n_features"] == 512 and 0 < found["n_alive"] <= 512
     assert 3_700 < found["n_tokens"] <= 4_000
-    assert found["parts"] == ["neighbors"] and found["has_codes"] is True
+    assert found["parts"] == ["coactivation", "neighbors"] and found["has_codes"] is True
     content = read_manifest(indexed / "indexes" / "main", "index").content
     assert content["sae"]["d_sae"] == 512
     assert content["corpus"]["n_kept"] == found["n_tokens"]
     assert "blocks.1.hook_resid_post" in content["source"]
-    code, out, _ = saelab("index", indexed, "--store", store_and_run[0], "--tokens", "4k")
-    assert code == 0 and "512 features" in out and "coactivation" in out
+    code, out, _ = saelab(
+        "index", indexed, "--store", store_and_run[0], "--tokens", "4k", "--parts", "neighbors"
+    )
+    assert code == 0 and "512 features" in out and "coactivation" in out  # what is there stays
+
+
+def test_the_readme_reads_an_index(indexed, tmp_path, monkeypatch):
+    section = README.split("## Features")[1].split("## What the numbers mean")[0]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(indexed, tmp_path / "runs" / "topk")
+    monkeypatch.chdir(tmp_path)
+    found = {"saelab": saelab_package}
+    exec(compile(code, "README.md", "exec"), found)
+    assert found["index"].d_sae == 512
+    assert all(row.density >= 1e-3 for row in found["page"].rows)
 
 
 def test_parts_are_added(saelab_json, store_and_run, indexed):

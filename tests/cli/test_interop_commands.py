@@ -131,6 +131,10 @@ def test_an_imported_run_is_indexed_and_reported(saelab, saelab_json, store_and_
         *("index", store_and_run[1], "--store", store_and_run[0], "--tokens", "2k", "--out", tmp_path / "b")
     )
     assert again["n_alive"] == trained["n_alive"]
+    rows = saelab_json("encode", imported, "stdlib", "--tokens", "300", "--out", tmp_path / "codes.parquet")[
+        "rows"
+    ]
+    assert rows == 300
     code, _, err = saelab("report", imported, "--out", tmp_path / "page.html")
     assert code == 0, err
     assert "imported from" in (tmp_path / "page.html").read_text()

@@ -1,0 +1,1 @@
+"""Encode: apply an SAE to a text, document after document."""

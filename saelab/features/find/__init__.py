@@ -1,0 +1,1 @@
+"""Find: which features separate two sets of texts."""

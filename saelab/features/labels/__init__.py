@@ -1,0 +1,1 @@
+"""Labels: what people and programs call the features of an SAE, kept with its run."""

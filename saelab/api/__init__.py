@@ -2,8 +2,9 @@
 
 from saelab.api.comparing import compare
 from saelab.api.data import cache, cache_inputs, hooks, live, open_store
-from saelab.api.evaluating import evaluate, evaluate_many, load
+from saelab.api.evaluating import evaluate, evaluate_many
 from saelab.api.indexing import build_index, open_index
+from saelab.api.interop import export, import_sae, load
 from saelab.api.reporting import report, show
 from saelab.api.training import train, train_config, train_grid
 
@@ -14,7 +15,9 @@ __all__ = [
     "compare",
     "evaluate",
     "evaluate_many",
+    "export",
     "hooks",
+    "import_sae",
     "live",
     "load",
     "open_index",

@@ -1,4 +1,4 @@
-"""Evaluating and loading in Python."""
+"""Evaluating in Python."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from saelab.evaluation.spec import EvaluationConfig
 from saelab.lm.load import LanguageModel
 from saelab.lm.spec import ModelSpec
 from saelab.quantities import parse_count
-from saelab.sae.autoencoder import SparseAutoencoder
-from saelab.sae.files import load_sae
-from saelab.storage.manifest import read_manifest
 from saelab.text.spec import TextSpec
 from saelab.training.run import Run
 
@@ -75,11 +72,3 @@ def evaluate_many(
     )
     how = HowToEvaluate(config=EvaluationConfig(tokens=parse_count(tokens)), **options)
     return evaluate_runs(opened, source, how, lm=lm)
-
-
-def load(path: Path | str) -> SparseAutoencoder:
-    """Load the SAE of a run, or an SAE folder."""
-    path = Path(path)
-    if path.is_dir() and (path / "manifest.json").exists() and read_manifest(path).kind == "sae":
-        return load_sae(path)
-    return open_run(path).sae()

@@ -18,6 +18,7 @@ from saelab.training.run import SAE, Run
 
 if TYPE_CHECKING:
     from saelab.features.index import FeatureIndex
+    from saelab.sae.config import SAEConfig
     from saelab.viz.document import HtmlDoc
     from saelab.viz.report import IndexOnReport
 
@@ -147,11 +148,8 @@ def _evaluations(run: Run, overlay: Path | None) -> dict[str, Mapping[str, Any]]
 
 
 def _facts(run: Run) -> dict[str, str]:
-    sae, training = load_sae_config(run.path / SAE), run.config
-    rate = "" if training.lr is None else f", learning rate {training.lr:g}"
+    sae = load_sae_config(run.path / SAE)
     settings = [f"{name} {value}" for name, value in sae.inference.items() if name != "name"]
-    # The name of the store, not its path: a page is made to be handed on.
-    store = "made while training" if run.store_path is None else f"store {run.store_path.name}"
     found = {
         "recipe": sae.recipe,
         "features": f"{sae.d_sae:,}, over activations of width {sae.d_in:,}",
@@ -160,8 +158,20 @@ def _facts(run: Run) -> dict[str, str]:
         "model": sae.model_name or "not known",
         "inference": ", ".join([str(sae.inference.get("name", "not known")), *settings]),
         "activation of a feature": sae.units or "units not known",
+    }
+    found |= _facts_of_training(run, sae) | {"identity of the SAE": sae_identity(run.path / SAE)}
+    return {name: value for name, value in found.items() if value}
+
+
+def _facts_of_training(run: Run, sae: SAEConfig) -> dict[str, str]:
+    if (imported := run.imported) is not None:
+        # The name of a folder, not its path: a page is made to be handed on.
+        source = imported.source if imported.source.startswith("hf://") else Path(imported.source).name
+        return {"imported from": f"{source} ({imported.format} {imported.architecture})"}
+    training = run.config
+    rate = "" if training.lr is None else f", learning rate {training.lr:g}"
+    store = "made while training" if run.store_path is None else f"store {run.store_path.name}"
+    return {
         "trained on": f"{training.tokens:,} tokens{rate}, seed {training.seed}",
         "activations": f"{store} ({sae.source_identity})" if sae.source_identity else store,
-        "identity of the SAE": sae_identity(run.path / SAE),
     }
-    return {name: value for name, value in found.items() if value}

@@ -50,6 +50,9 @@ def run(options: Options) -> Result:
 
 
 def _about_run(config: dict[str, Any]) -> str:
+    if (found := config.get("imported")) is not None:
+        what = f"{found['format']} {found['architecture']}"
+        return f"imported ({what}), {found['width']:,} features at {found['hook']}, from {found['source']}"
     options = ", ".join(f"{name}={value}" for name, value in config["recipe"].items() if name != "name")
     return f"{config['recipe']['name']} ({options}), {config['width']:,} features at {config['hook']}"
 

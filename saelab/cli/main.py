@@ -25,6 +25,8 @@ COMMANDS = {
     "labels": "what features are called, from a file and into one",
     "report": "a run as one page that needs no network: metrics, figures, clear features",
     "synthetic": "how many planted features SAEs find, and how far seeds agree",
+    "import": "another tool's SAE as a run: SAELens, sparsify, dictionary_learning, Gemma Scope, ...",
+    "export": "a run's SAE in another tool's format",
     "verify": "compare a folder with its checksums",
     "ls": "what is in a folder, how large, and from what",
     "bench": "the kernels and the training step, timed on this machine",

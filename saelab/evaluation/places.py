@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from saelab.activations.rows import joined
 from saelab.activations.store import Store
 from saelab.errors import UsageError
@@ -13,6 +15,9 @@ from saelab.sae.config import SAEConfig
 from saelab.text.documents import Split
 from saelab.training.config import TrainConfig
 from saelab_kernels.shapes import Float, Int, Tensor
+
+_MEAN_ROWS = 4096
+"""Rows that are summed at a time."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,19 @@ def has_gradients(store: Store, places: Places) -> bool:
 def target_mean(store: Store, places: Places) -> Float[Tensor, " d_out"]:
     """Return the mean of a store's training rows of all that is reconstructed, float64."""
     return joined([store.statistics(hook).mean for hook in places.outputs])
+
+
+def heldout_mean(store: Store, places: Places) -> Float[Tensor, " d_out"]:
+    """Return the mean of a store's held-out rows of all that is reconstructed, float64, summed in document order."""
+
+    def mean(hook: str) -> Float[Tensor, " d"]:
+        n_rows, total = store.n_rows(hook, "heldout"), 0.0
+        for start in range(0, n_rows, _MEAN_ROWS):
+            rows = store.rows(hook, "heldout", start, min(start + _MEAN_ROWS, n_rows))
+            total = total + rows.x.double().sum(0)
+        return torch.as_tensor(total) / n_rows
+
+    return joined([mean(hook) for hook in places.outputs])
 
 
 def require_hooks(places: Places, known: Iterable[str], *, what: str, where: object) -> None:

@@ -16,7 +16,7 @@ import torch
 from saelab.activations.rows import joined
 from saelab.activations.store import Store
 from saelab.evaluation.evaluate import evaluate_together
-from saelab.evaluation.places import require_hooks
+from saelab.evaluation.places import heldout_mean, require_hooks
 from saelab.evaluation.records import (
     check_record_name,
     require_same_origin,
@@ -150,7 +150,10 @@ def _model_and_widths(tokens: Tokens, shared: Shared) -> tuple[ModelIdentity | N
 
 
 def _training_mean(run: Run, tokens: Tokens) -> Float[Tensor, " d_out"] | None:
-    """Return the mean of the training tokens, which a text that is cached for the evaluation has none of."""
+    """Return the mean of the training tokens, which a text that is cached for the evaluation has none of.
+
+    None where the store has its own, or nobody knows the training tokens.
+    """
     if tokens.mean_of is None:
         return None
     return joined([run.activation_statistics(hook).mean for hook in tokens.places.outputs])
@@ -166,6 +169,8 @@ def _evaluate_members(
         _require_fits([runs[index] for index in members], tokens, shared, how)
     mean = _training_mean(runs[members[0]], tokens)
     with open_tokens(tokens, shared, lm, how.quiet) as (store, warnings):
+        if mean is None and tokens.harvest is not None:
+            mean = heldout_mean(store, tokens.places)
         for one_round in _rounds(runs, members):
             device = torch.device("cpu") if lm is None else lm.device
             evaluations = evaluate_together(

@@ -18,16 +18,19 @@ from saelab.activations.request import documents_read, read_again, require_same_
 from saelab.activations.spec import CacheConfig, HarvestConfig
 from saelab.activations.store import Store
 from saelab.errors import DamagedFileError, SaelabError, UsageError
+from saelab.evaluation.imported import TRAINING_UNKNOWN, imported_harvest
 from saelab.evaluation.origin import Origin
 from saelab.evaluation.places import Places
 from saelab.evaluation.seen import TrainingText, Unseen, is_local, is_same_text, only_unseen
 from saelab.lm.load import LanguageModel, load_model
 from saelab.lm.spec import ModelSpec
+from saelab.sae.files import load_sae_config
 from saelab.storage.manifest import read_manifest
 from saelab.text.documents import HELDOUT_SHARE
 from saelab.text.packing import NoTokensError, Packing
 from saelab.text.spec import TextSpec
-from saelab.training.run import Run
+from saelab.training.imported import ImportedConfig
+from saelab.training.run import SAE, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +61,10 @@ class Tokens:
     harvest: CacheConfig | None = None
     """or what is cached for the time of the evaluation."""
     training: TrainingText | None = None
-    """What is left out of it, because the runs were trained on it."""
+    """What is left out of it, because the runs were trained on it; None where that is not known (imported SAEs)."""
     mean_of: str | None = None
-    """The source whose training tokens give the mean of mean ablation; None for the store's own."""
+    """The source whose training tokens give the mean of mean ablation; None for those of a store that is there, or,
+    of what is cached, all."""
     origin: Origin
     """The same for the record."""
 
@@ -115,6 +119,8 @@ def tokens_for(run: Run, source: TokenSource, n_tokens: int, shared: Shared) -> 
         UsageError: The run's own store or text is needed and is not there or has changed, the store is
             activations without a text, or the run was trained on stores of several models.
     """
+    if run.imported is not None:
+        return _tokens_for_imported(run, run.imported, source, n_tokens)
     places = Places.of_run(run.config)
     if source.store is not None:
         return _tokens_of_store(run, source.store, places)
@@ -149,6 +155,17 @@ def tokens_for(run: Run, source: TokenSource, n_tokens: int, shared: Shared) -> 
     )
 
 
+def _tokens_for_imported(run: Run, imported: ImportedConfig, source: TokenSource, n_tokens: int) -> Tokens:
+    places = Places.of_sae(load_sae_config(run.path / SAE))
+    if source.store is not None:
+        return _tokens_of_store(run, source.store, places)
+    harvest = imported_harvest(
+        run.path, imported, places, text=source.text, model=source.model, tokens=n_tokens
+    )
+    origin = Origin(kind="text", text=harvest.text, model=harvest.model, packing=harvest.packing)
+    return Tokens(places=places, harvest=harvest, origin=origin)
+
+
 @contextmanager
 def open_tokens(
     tokens: Tokens, shared: Shared, lm: LanguageModel | None, quiet: bool = False
@@ -158,18 +175,19 @@ def open_tokens(
     Raises:
         UsageError: There is no document to evaluate.
     """
-    if tokens.harvest is None or tokens.training is None:
+    if tokens.harvest is None:
         assert tokens.store is not None
         yield shared.store(tokens.store), ()
         return
-    documents = Unseen(tokens.harvest.text, tokens.training)
+    text, training = tokens.harvest.text, tokens.training
+    documents = None if training is None else Unseen(text, training)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="saelab-"))) / "store"
         try:
             store = cache_activations(tokens.harvest, folder, progress=not quiet, lm=lm, documents=documents)
         except NoTokensError as error:
-            raise UsageError(_why_nothing_is_left(documents)) from error
-        yield stack.enter_context(store), documents.warnings()
+            raise UsageError(_why_nothing_is_left(text, documents)) from error
+        yield stack.enter_context(store), (TRAINING_UNKNOWN,) if documents is None else documents.warnings()
 
 
 def store_of(run: Run, shared: Shared) -> Store:
@@ -178,6 +196,8 @@ def store_of(run: Run, shared: Shared) -> Store:
     Raises:
         UsageError: It was trained live, or its store is not where it was, or is not the same any more.
     """
+    if run.imported is not None:
+        raise UsageError(f"{run.path} was imported and has no store of its own; give one with --store")
     if run.store_path is None:
         raise UsageError(f"{run.path} was trained live, without a store; give one with --store")
     if not run.store_path.exists():
@@ -206,7 +226,8 @@ def default_share(source: str) -> float:
 
 
 def _tokens_of_store(run: Run, store: Store, places: Places) -> Tokens:
-    kind = "own" if store.identity == run.config.source_identity else "store"
+    is_own = run.trained is not None and store.identity == run.trained.source_identity
+    kind = "own" if is_own else "store"
     origin = Origin(kind=kind, store=str(store.path), store_identity=store.identity)
     return Tokens(places=places, store=store.path, origin=origin)
 
@@ -252,9 +273,8 @@ def _has_changed(run: Run, own: HarvestConfig, *, must_be_there: bool) -> bool:
     return False
 
 
-def _why_nothing_is_left(documents: Unseen) -> str:
-    text = documents.text
-    if documents.left_out:
+def _why_nothing_is_left(text: TextSpec, documents: Unseen | None) -> str:
+    if documents is not None and documents.left_out:
         return (
             f"every document that there is of {text.source} was trained on ({documents.left_out:,} of them); "
             "give another text with --text"
@@ -274,12 +294,21 @@ def packing_of(text: TextSpec, own: Packing) -> Packing:
     return "document" if own == "conversation" else own
 
 
-def how_it_was_harvested(run: Run, shared: Shared) -> HarvestConfig:
+def how_it_was_harvested(run: Run, shared: Shared, text: TextSpec | None = None) -> HarvestConfig:
     """Return the model, text and packing that a run was trained on.
 
+    Args:
+        run: The run.
+        shared: Opens its store.
+        text: What an imported run is to read, since its own text is not known.
+
     Raises:
-        UsageError: Its store is not there as it was, or holds activations without a model.
+        UsageError: Its store is not there as it was, or holds activations without a model; or it was imported
+            without a model, or no text is given for it.
     """
+    if run.imported is not None:
+        places = Places.of_sae(load_sae_config(run.path / SAE))
+        return imported_harvest(run.path, run.imported, places, text=text, model=None, tokens=1)
     if run.live is not None:
         return run.live
     store = store_of(run, shared)

@@ -28,7 +28,7 @@ from saelab.features.spec import DEFAULT_PARTS, PARTS, IndexConfig, Part, index_
 from saelab.interrupts import StopRequest
 from saelab.lm.hooks import resolve_all
 from saelab.lm.load import LanguageModel
-from saelab.sae.files import sae_identity
+from saelab.sae.files import load_sae_config, sae_identity
 from saelab.sae.model_match import require_same_model
 from saelab.storage.lock import locked
 from saelab.storage.manifest import MANIFEST_NAME, read_manifest
@@ -167,13 +167,13 @@ def _harvest(run: Run, source: IndexSource, how: HowToIndex, shared: Shared) -> 
     """Return what has to be read from the model first; None where a store has it."""
     if source.store is not None or (source.text is None and run.store_path is not None):
         return None
-    own = how_it_was_harvested(run, shared)
+    own = how_it_was_harvested(run, shared, source.text)
     text = source.text or own.text
     same = {one.name: getattr(own, one.name) for one in fields(HarvestConfig)}
     asked = {
         "text": text,
         "packing": packing_of(text, own.packing),
-        "at": Places.of_run(run.config).inputs,
+        "at": Places.of_sae(load_sae_config(run.path / SAE)).inputs,
         "loss": False,
         "gradients": False,
     }

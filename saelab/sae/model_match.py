@@ -55,9 +55,12 @@ class ModelMismatch:
 
     def warning(self) -> str:
         """Say it in one sentence."""
+        used = _named(self.model, self.model_identity)
+        if not self.sae_model_identity and self.sae_model:
+            return f"the SAE says that its model is {self.sae_model}, of which it holds no hash; it is used on {used}"
         return (
             f"the SAE was trained on {_named(self.sae_model, self.sae_model_identity)} and is used on "
-            f"{_named(self.model, self.model_identity)}, another model"
+            f"{used}, another model"
         )
 
 
@@ -85,14 +88,15 @@ def require_same_model(
     problems = _shape_problems(config, widths)
     tokenizer = "" if model is None else model.tokenizer_hash
     is_own = config.model_identity == found
-    # An SAE from elsewhere may know its model and not its tokenizer.
-    if config.tokenizer_hash != tokenizer and (config.tokenizer_hash or not is_own):
+    # An SAE from elsewhere may know its model and not its tokenizer, or its model by name alone.
+    is_silent = not config.tokenizer_hash and (is_own or _names_model_alone(config))
+    if config.tokenizer_hash != tokenizer and not is_silent:
         problems.append(
             f"its tokenizer is {config.tokenizer_hash or 'none'}, here it is {tokenizer or 'none'}"
         )
     if is_own and not problems:
         return None
-    own = _named(config.model_name, config.model_identity)
+    own = _own_model(config)
     used = _named("" if model is None else model.name, found)
     if is_own:
         raise UsageError(
@@ -102,6 +106,11 @@ def require_same_model(
     here = f"{doing}: the SAE was trained on {own}, here is {used}"
     if problems:
         raise UsageError(f"{here}, where it cannot be used: {'; '.join(problems)}; give the SAE's own model")
+    if not allow_mismatch and _names_model_alone(config):
+        raise UsageError(
+            f"{here}; whether these are one model is not known: import the SAE again with --model to say so, or use it "
+            "here all the same with --allow-model-mismatch (width and hookpoint fit)"
+        )
     if not allow_mismatch:
         raise UsageError(
             f"{here}; give the SAE's own model, or use it here all the same with --allow-model-mismatch "
@@ -126,6 +135,17 @@ def _shape_problems(config: SAEConfig, widths: Mapping[str, int]) -> list[str]:
         elif widths[hook] != width:
             problems.append(f"its width at {hook} is {width}, here it is {widths[hook]}")
     return problems
+
+
+def _names_model_alone(config: SAEConfig) -> bool:
+    """Whether an SAE has the name of a model and no hash: it was imported without anybody looking at one."""
+    return bool(config.model_name) and not config.model_identity
+
+
+def _own_model(config: SAEConfig) -> str:
+    if _names_model_alone(config):
+        return f"a model that its files call {config.model_name}, of which it holds no hash"
+    return _named(config.model_name, config.model_identity)
 
 
 def _named(name: str, identity: str) -> str:

@@ -18,7 +18,7 @@ class TokenScale(NamedTuple):
     """What undoes a normalisation: ``x = x_normalised / scale + shift``."""
 
     scale: Tensor | float
-    """Multiplier that was applied: a number, or ``[tokens, 1]``."""
+    """What a reconstruction is divided by: a number, or ``[tokens, 1]``; inf for a token without variance."""
     shift: Tensor | float
     """What was subtracted before it: a number, or ``[tokens, 1]``."""
 
@@ -46,9 +46,9 @@ def normalise(
         case "scale":
             return x * how.factor, TokenScale(how.factor, 0.0)
         case "layer_norm":
-            mean = x.mean(-1, keepdim=True)
-            scale = 1.0 / (x.std(-1, keepdim=True) + LAYER_NORM_EPS)
-            return (x - mean) * scale, TokenScale(scale, mean)
+            mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+            # As the reference does: what keeps the division finite is not multiplied by on the way back.
+            return (x - mean) / (std + LAYER_NORM_EPS), TokenScale(1.0 / std, mean)
         case "unit_norm":
             scale = 1.0 / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
             return x * scale, TokenScale(scale, 0.0)

@@ -1,4 +1,4 @@
-"""A finished run on disk: what it was told, what it was trained on, and its SAE."""
+"""A finished run on disk: what it was told, what it was trained on or where it was imported from, and its SAE."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from saelab.storage.files import read_json
 from saelab.storage.manifest import check_file, read_manifest
 from saelab.storage.tensors import read_tensors
 from saelab.training.config import TrainConfig, train_config_from_json
+from saelab.training.imported import IMPORTED, ImportedConfig, imported_config_from_json
 
 CONFIG, SAE, ACTIVATIONS = "config.json", "sae", "activations.safetensors"
 CHECKPOINTS, LENGTHS, GROUP = "checkpoints", "lengths", "group.json"
@@ -25,13 +26,32 @@ class Run:
     """A finished run on disk."""
 
     path: Path
-    config: TrainConfig
+    trained: TrainConfig | None
+    """How it was trained; None for an SAE that was imported."""
     store_path: Path | None
     """The store that it was trained on; None where it was trained live."""
     live: LiveConfig | None
     """The model, text and packing that it was trained on live; None where it was trained on a store."""
     aligned_paths: tuple[Path, ...] = ()
     """Further stores of the same tokens, beside ``store_path`` (crosscoders of several models)."""
+    imported: ImportedConfig | None = None
+    """Where it came from; None for an SAE that was trained here."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """How it was trained.
+
+        Raises:
+            UsageError: It was imported, so that nobody here knows.
+        """
+        if self.trained is None:
+            raise UsageError(f"{self.path} was imported: how it was trained, and on what, is not known here")
+        return self.trained
+
+    @property
+    def description(self) -> TrainConfig | ImportedConfig:
+        """How it was trained, or where it was imported from."""
+        return self.config if self.imported is None else self.imported
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
@@ -43,6 +63,9 @@ class Run:
         """
         path = Path(path)
         content = read_manifest(path, "run").content
+        if IMPORTED in content:
+            raw = read_json(path / CONFIG)
+            return cls(path, None, None, None, imported=imported_config_from_json(raw, str(path / CONFIG)))
         config = read_config(path)
         config.check()
         if "live" in content:
@@ -85,6 +108,10 @@ def read_config(folder: Path) -> TrainConfig:
         UsageError: It is not that of a run, or a field is unknown, missing or mistyped.
     """
     raw = read_json(folder / CONFIG)
+    if isinstance(raw, dict) and IMPORTED in raw:
+        raise UsageError(
+            f"{folder} holds an imported SAE, which is no run to go on with; choose another folder"
+        )
     if not isinstance(raw, dict) or "recipe" not in raw:
         raise UsageError(f"{folder} holds a {CONFIG} that is not that of a run; choose another folder")
     return train_config_from_json(raw, str(folder / CONFIG))

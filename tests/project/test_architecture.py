@@ -17,16 +17,18 @@ ROOMS = {
     "activations": {"lm", "text", "kernels"},
     "sae": {"kernels"},
     "training": {"activations", "sae", "kernels"},
+    "interop": {"training", "sae", "lm", "kernels"},
     "evaluation": {"training", "activations", "sae", "lm", "text", "kernels"},
     "features": {"evaluation", "training", "activations", "sae", "lm", "text", "kernels"},
     "viz": {"evaluation", "features", "text"},
-    "api": {"viz", "features", "evaluation", "training", "activations", "sae", "lm", "text"},
+    "api": {"viz", "features", "interop", "evaluation", "training", "activations", "sae", "lm", "text"},
     "demo": {"api", "viz", "features", "evaluation", "training", "activations", "sae", "lm", "text"},
     "cli": {
         "api",
         "demo",
         "viz",
         "features",
+        "interop",
         "evaluation",
         "training",
         "activations",
@@ -99,7 +101,10 @@ def test_a_file_holds_at_most_350_lines(path):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "hooks", "cache", "train", "evaluate", "compare", "synthetic", "verify", "ls", "demo", "bench"],
+    [
+        *("", "hooks", "cache", "train", "evaluate", "compare", "synthetic", "import", "export"),
+        *("verify", "ls", "demo", "bench"),
+    ],
 )
 def test_help_imports_no_torch(command):
     script = (

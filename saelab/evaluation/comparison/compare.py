@@ -117,7 +117,7 @@ def compare_runs(
 
         records = records_of(runs, common, how.config, how.out / RECORDS, evaluate)
         details, difficulty = _measure(runs, target, common, shared, how)
-    settings = settings_of([run.config for run in runs])
+    settings = settings_of([run.description for run in runs])
     consistency = _consistency(runs, settings, details)
     shares = {one.setting: one.partnered_share for one in consistency}
     rows = [

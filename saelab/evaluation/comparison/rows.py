@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saelab.errors import DamagedFileError
-from saelab.evaluation.comparison.settings import Setting
+from saelab.evaluation.comparison.settings import Setting, name_of
 from saelab.evaluation.comparison.step_time import step_time
 from saelab.evaluation.comparison.table import TableRow
 from saelab.evaluation.loss_recovered import LossMetrics
@@ -50,20 +50,20 @@ def make_row(
     Raises:
         DamagedFileError: The record lacks a metric.
     """
-    config, sae, time = run.config, load_sae_config(run.path / SAE), step_time(run)
+    sae, trained, time = load_sae_config(run.path / SAE), run.trained, step_time(run)
     reconstruction, loss = read_metrics(record, f"the evaluation of {run.path}")
-    k = getattr(config.recipe, "k", None)
+    k = sae.inference.get("k") if trained is None else getattr(trained.recipe, "k", None)
     return TableRow(
         run=str(run.path),
-        recipe=config.recipe.name,
+        recipe=name_of(run.description),
         front=setting.front,
         setting=setting.setting,
         k=None if k is None else float(k),
-        width=config.width,
-        seed=config.seed,
-        lr=config.lr,
-        tokens=config.tokens,
-        batch=config.batch,
+        width=sae.d_sae,
+        seed=None if trained is None else trained.seed,
+        lr=None if trained is None else trained.lr,
+        tokens=None if trained is None else trained.tokens,
+        batch=None if trained is None else trained.batch,
         hook=", ".join(sae.output_hooks),
         input_hook=", ".join(sae.input_hooks),
         model=sae.model_name,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saelab.training.config import TrainConfig
+from saelab.training.imported import ImportedConfig
 
 SEED, BUDGET = "seed", "recipe.k"
 IGNORED = {
@@ -35,14 +36,14 @@ class Setting:
     """Label of the runs that differ from it in the seed alone: the front's, and k."""
 
 
-def settings_of(configs: Sequence[TrainConfig]) -> list[Setting]:
+def settings_of(configs: Sequence[TrainConfig | ImportedConfig]) -> list[Setting]:
     """Return where each run belongs among the others, in their order.
 
     A label names the recipe, its options that differ between fronts of that recipe, and everything else that
     differs between any two fronts; a learning rate or scaling that is the recipe's default is no difference.
     """
     told = [_told(config) for config in configs]
-    names = [config.recipe.name for config in configs]
+    names = [name_of(config) for config in configs]
     varying = _varying(names, told)
     fronts, settings = _Labels(), _Labels()
     found = []
@@ -54,6 +55,13 @@ def settings_of(configs: Sequence[TrainConfig]) -> list[Setting]:
         label = front if k is None else f"{front}, k={_shown(k)}"
         found.append(Setting(front=front, setting=settings.of((name, repr(facts)), label)))
     return found
+
+
+def name_of(config: TrainConfig | ImportedConfig) -> str:
+    """Return the recipe of a run; of an imported one its format and what that calls it."""
+    if isinstance(config, ImportedConfig):
+        return f"{config.format} {config.architecture}"
+    return config.recipe.name
 
 
 class _Labels:
@@ -71,8 +79,10 @@ class _Labels:
         return self._labels[key]
 
 
-def _told(config: TrainConfig) -> dict[str, Any]:
+def _told(config: TrainConfig | ImportedConfig) -> dict[str, Any]:
     """Return what a configuration says that may change its result, by dotted keys."""
+    if isinstance(config, ImportedConfig):
+        return {"source": config.source, "revision": config.revision, "width": config.width}
     flat = _flat(config.to_json())
     if config.lr == config.recipe.default_lr(config.width, config.first_steps):
         flat["lr"] = "default"
@@ -95,7 +105,7 @@ def _varying(names: Sequence[str], told: Sequence[dict[str, Any]]) -> dict[str, 
     """Return for each recipe the keys that a label must show; k is an axis, not a difference."""
 
     def differ(key: str, among: list[dict[str, Any]]) -> bool:
-        return len({repr(facts.get(key)) for facts in among}) > 1
+        return len({repr(facts[key]) for facts in among if key in facts}) > 1
 
     found = {}
     for name in dict.fromkeys(names):

@@ -31,13 +31,13 @@ def step_time(run: Run) -> StepTime | None:
     stretch that was killed there is no rate, and its neighbour stands for it.
     """
     stretches = _stretches(run.path / TIMING)
-    if not stretches:
+    if not stretches or run.trained is None:
         return None
     steps = sum(count for count, _ in stretches)
-    seconds = sum(count * run.config.batch / rate for count, rate in stretches)
+    seconds = sum(count * run.trained.batch / rate for count, rate in stretches)
     together = _saes_in_pass(run)
     return StepTime(
-        tokens_per_second=steps * run.config.batch / seconds,
+        tokens_per_second=steps * run.trained.batch / seconds,
         saes_in_pass=together,
         seconds_per_step=seconds / steps / together,
     )

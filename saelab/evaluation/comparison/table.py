@@ -18,7 +18,7 @@ class TableRow:
     run: str
     """Path of the run's folder."""
     recipe: str
-    """Name of the recipe."""
+    """Name of the recipe; of an imported SAE its format and what that calls it."""
     front: str
     """Label of the Pareto front that it is on."""
     setting: str
@@ -27,13 +27,13 @@ class TableRow:
     """Target of active features per token; None for a recipe without one."""
     width: int
     """Number of features, d_sae."""
-    seed: int
-    """Seed of the weights."""
-    lr: float
+    seed: int | None
+    """Seed of the weights; this and the next three are None for an SAE that was imported."""
+    lr: float | None
     """Peak learning rate."""
-    tokens: int
+    tokens: int | None
     """Tokens that it was trained on."""
-    batch: int
+    batch: int | None
     """Tokens in a step."""
     hook: str
     """Module paths that are reconstructed, joined by a comma."""

@@ -60,7 +60,7 @@ class TextEncoder:
     """
 
     def __init__(self, run: Run, text: TextSpec, shared: Shared, stop: StopRequest) -> None:
-        own = how_it_was_harvested(run, shared)
+        own = how_it_was_harvested(run, shared, text)
         same = {one.name: getattr(own, one.name) for one in fields(HarvestConfig)}
         sae = run.sae()
         self.places = Places(sae.config.input_hooks, sae.config.input_hooks)

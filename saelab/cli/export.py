@@ -1,0 +1,53 @@
+"""`saelab export RUN --to FORMAT OUT`: a run in another tool's format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from saelab.cli.options import Common, Result
+from saelab.errors import UsageError
+from saelab.interop.formats import WRITERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
+    """Write a run's SAE so that another tool reads it; what that tool cannot hold is refused.
+
+    Formats: saelens (version 6), sparsify (top-k alone), dictionary-learning.
+    """
+
+    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    """A finished run."""
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
+    """A new folder."""
+    to: str
+    """The format."""
+    index: str = "main"
+    """Name of the feature index, for formats that are made of one."""
+
+
+def run(options: Options) -> Result:
+    """Run the command."""
+    if options.to not in WRITERS:
+        raise UsageError(f"the format {options.to!r} cannot be written; known are {', '.join(WRITERS)}")
+    from saelab.evaluation.run_list import open_run
+    from saelab.interop.formats import writer
+    from saelab.interop.writing import ExportRequest
+
+    request = ExportRequest(run=open_run(options.run), out=options.out, index=options.index)
+    made = writer(options.to).write(request)
+    files = [str(path) for path in made.files]
+    data = {
+        "run": str(options.run),
+        "to": options.to,
+        "out": str(options.out),
+        "architecture": made.architecture,
+        "files": files,
+        "notes": list(made.notes),
+    }
+    lines = [f"{options.out}: {options.to}, {made.architecture}", *(f"  {path}" for path in files)]
+    return Result(data, "\n".join([*lines, *(f"  note: {note}" for note in made.notes)]))

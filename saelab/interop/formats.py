@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from saelab.errors import UsageError
+from saelab.features.export.registry import INDEX_EXPORTS
 
 if TYPE_CHECKING:
     from saelab.interop.foreign import ForeignSAE
@@ -34,7 +35,7 @@ WRITERS = {
     "sparsify": "saelab.interop.writers.sparsify",
     "dictionary-learning": "saelab.interop.writers.dictionary_learning",
 }
-"""From a format to the module that writes it."""
+"""From a format of SAEs to the module that writes it; those of feature indexes are in `INDEX_EXPORTS`."""
 
 _FALLBACK = "bare"
 _SHOWN = 8
@@ -77,6 +78,10 @@ def writer(name: str) -> Writer:
     Raises:
         UsageError: There is none of that name.
     """
+    if name in INDEX_EXPORTS:
+        from saelab.interop.writers.indexed import IndexWriter
+
+        return IndexWriter(name)
     return cast(Writer, _module(name, WRITERS, "written"))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saelab.errors import UsageError
+from saelab.features.export.options import IndexExportOptions
 
 if TYPE_CHECKING:
     from saelab.training.run import Run
@@ -22,6 +23,8 @@ class ExportRequest:
     """A new or empty folder."""
     index: str = "main"
     """Name of the run's feature index, for formats that are made of one."""
+    of_index: IndexExportOptions = field(default_factory=IndexExportOptions)
+    """Names in the other tool, for these formats."""
 
 
 @dataclass(frozen=True, kw_only=True)

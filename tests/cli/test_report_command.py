@@ -62,7 +62,7 @@ def test_nothing_else_is_replaced(saelab, measured, tmp_path):
 def test_a_damaged_record_stops_the_report(saelab, measured, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(measured, broken)
-    (record,) = [file for file in (broken / "evaluations").glob("*.json") if file.name != "manifest.json"]
+    record = next(file for file in (broken / "evaluations").glob("*.json") if file.name != "manifest.json")
     record.write_text(record.read_text().replace("l0", "l1", 1))
     code, _, err = saelab("report", broken, "--out", tmp_path / "x.html")
     assert code == 1 and record.name in err and not (tmp_path / "x.html").exists()

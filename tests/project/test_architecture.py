@@ -17,7 +17,7 @@ ROOMS = {
     "activations": {"lm", "text", "kernels"},
     "sae": {"kernels"},
     "training": {"activations", "sae", "kernels"},
-    "interop": {"training", "sae", "lm", "kernels"},
+    "interop": {"features", "training", "sae", "lm", "kernels"},
     "evaluation": {"training", "activations", "sae", "lm", "text", "kernels"},
     "features": {"evaluation", "training", "activations", "sae", "lm", "text", "kernels"},
     "viz": {"evaluation", "features", "text"},
@@ -103,7 +103,7 @@ def test_a_file_holds_at_most_350_lines(path):
     "command",
     [
         *("", "hooks", "cache", "train", "evaluate", "compare", "synthetic", "import", "export"),
-        *("verify", "ls", "demo", "bench"),
+        *("index", "find", "encode", "report", "labels", "verify", "ls", "demo", "bench"),
     ],
 )
 def test_help_imports_no_torch(command):

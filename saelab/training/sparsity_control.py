@@ -66,6 +66,14 @@ class SparsityControl:
         }
 
     @torch.no_grad()
+    def error(self, state: State, l0: Float[Tensor, ""], clock: Clock) -> Float[Tensor, ""]:
+        """Return how far the logarithm of L0 is above its path, cut to [-1, 1]."""
+        first = _log(l0) if clock.step == 0 else state[FIRST]
+        done = min(1.0, clock.step / max(1.0, self.approach_share * clock.steps))
+        path = first + done * (math.log(self.k) - first)
+        return (_log(l0) - path).clamp(-LARGEST_ERROR, LARGEST_ERROR)
+
+    @torch.no_grad()
     def after(self, state: State, l0: Float[Tensor, ""], clock: Clock) -> State:
         """Return what changes in the state after a step.
 
@@ -77,13 +85,14 @@ class SparsityControl:
         if self.fixed is not None:
             share = (clock.step + 1) / max(1.0, self.ramp_share * clock.steps)
             return {COEFFICIENT: torch.full_like(state[COEFFICIENT], self.fixed * min(1.0, share))}
-        log_l0 = l0.to(state[FIRST].dtype).clamp_min(SMALLEST_L0).log()
-        first = log_l0 if clock.step == 0 else state[FIRST]
-        done = min(1.0, clock.step / max(1.0, self.approach_share * clock.steps))
-        path = first + done * (math.log(self.k) - first)
-        error = (log_l0 - path).clamp(-LARGEST_ERROR, LARGEST_ERROR)
+        first = state[FIRST] if clock.step else _log(l0).to(state[FIRST].dtype)
+        error = self.error(state | {FIRST: first}, l0, clock)
         integral = state[INTEGRAL] + error / (self.integral_share * clock.steps)
         return {COEFFICIENT: (integral + self.gain * error).exp(), FIRST: first, INTEGRAL: integral}
+
+
+def _log(l0: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    return l0.clamp_min(SMALLEST_L0).log()
 
 
 def mean_l0(code: SparseCode) -> Float[Tensor, ""]:

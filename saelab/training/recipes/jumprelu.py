@@ -61,8 +61,11 @@ class JumpReLU(SteeredRecipe):
     encoder first sees what lies around the geometric median. Adam's beta1 is 0 (paper); the learning rate is
     0.6 times the common default: at the full one the noise of single steps closes features while it lasts (measured).
 
-    The coefficient is steered so that L0 reaches k (reconstruction, see `SparsityControl`). A fixed one is the
-    paper's lambda times `d_in`. Inference is the training forward, with a threshold for each feature.
+    The coefficient is steered so that L0 reaches k (reconstruction, see `SparsityControl`), and all thresholds are
+    moved together by the same error, `log theta += e / (integral_share * steps)` (ours): gradients move them by the
+    learning rate, which is too slow in short runs and stops at the end, where L0 rises as the noise goes. The
+    coefficient then decides which features pay. A fixed one is the paper's lambda times `d_in`, and moves no threshold
+    but by its gradient. Inference is the training forward, with a threshold for each feature.
     """
 
     name: ClassVar[str] = "jumprelu"
@@ -124,6 +127,15 @@ class JumpReLU(SteeredRecipe):
             selection.band, theta, self.bandwidth, params.W_dec, g_out, price / len(inputs.target)
         )
         return found._replace(own={LOG_THETA: g_theta * theta * self.threshold_speed})
+
+    @torch.no_grad()
+    def after_step(self, params: SAEParameters, found: Forward, state: State, clock: Clock) -> State:
+        moved = SteeredRecipe.after_step(self, params, found, state, clock)
+        if self.fixed is None:
+            error = self.control.error(state, mean_l0(found.code), clock)
+            step = error / (self.control.integral_share * clock.steps)
+            moved = moved | {LOG_THETA: state[LOG_THETA] + step / self.threshold_speed}
+        return moved
 
     def finalise(self, params: SAEParameters, state: State, rows: Rows) -> InferenceForm:
         return InferenceForm(Threshold(), theta=self.theta(state))

@@ -1,6 +1,7 @@
 """JumpReLU: straight-through gradients in closed form and against dense autograd, and a short training."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from penalised_helpers import (
 from saelab.activations.source import StoreSource
 from saelab.errors import UsageError
 from saelab.training.member import make_member
-from saelab.training.recipes.jumprelu import JumpReLU, threshold_gradient
+from saelab.training.recipes.jumprelu import LOG_THETA, JumpReLU, threshold_gradient
+from saelab.training.recipes.moments import Clock
+from saelab_kernels.code import SparseCode
 from saelab_kernels.rules import Threshold
 from saelab_kernels.select import encode_select
 
@@ -120,3 +123,16 @@ def test_resumes_exactly(store, tmp_path):
 def test_options_that_cannot_work_are_refused(store):
     with pytest.raises(UsageError, match="jumprelu: bandwidth must be a positive number, not 0"):
         small_config(store, "jumprelu", 10, bandwidth=0.0)
+
+
+def test_all_thresholds_are_moved_by_the_error_of_l0(unchecked):
+    """log theta rises by e / (integral_share * steps), for every feature; a fixed coefficient moves none."""
+    clock = Clock(step=50, steps=100, batch=4)
+    code = SparseCode.from_dense(torch.ones(4, 8))  # L0 = 8, twice the target
+    found = SimpleNamespace(code=code)
+    for fixed, moved in ((None, math.log(2) / (0.02 * 100)), (0.5, 0.0)):
+        recipe = JumpReLU(k=4, l0_coefficient=fixed)
+        state = {LOG_THETA: torch.tensor([0.1, -0.2])} | recipe.control.start(0.1)
+        after = recipe.after_step(None, found, state, clock)
+        before_and_after = [recipe.theta(one).log() for one in (state, after)]
+        assert torch.allclose(before_and_after[1] - before_and_after[0], torch.full((2,), moved))

@@ -17,6 +17,7 @@ class Options(Common):
 
     Read are Neuronpedia's explanation lines (.jsonl, .jsonl.gz), lines with `feature` and `label` (.jsonl, .csv), and
     what `export` writes. Lines that fit no feature are refused one by one; a file of another SAE is refused whole.
+    Of several labels of a feature the one with the highest score is shown, of equal ones the newest.
     """
 
     do: tyro.conf.Positional[Literal["import", "export"]]
@@ -31,6 +32,8 @@ class Options(Common):
     """What Neuronpedia calls the language model."""
     source_id: str = ""
     """What Neuronpedia calls the SAE, for example 6-res-jb."""
+    allow_unknown_sae: bool = False
+    """Take Neuronpedia's lines, which do not say which SAE they are of in a way that can be checked."""
     out: Path | None = None
     """Keep the labels in this folder instead, by the identity of the SAE: for runs that are read-only."""
 
@@ -45,7 +48,7 @@ def run(options: Options) -> Result:
 def _import(options: Options, run: Path) -> Result:
     from saelab.features.labels.exchange import import_labels
 
-    found = import_labels(run, options.file, options.out)
+    found = import_labels(run, options.file, options.out, allow_unknown_sae=options.allow_unknown_sae)
     data = asdict(found) | {"folder": str(found.folder), "reasons": list(found.reasons)}
     lines = [
         f"{found.folder}: {found.added:,} labels added, {found.unchanged:,} unchanged, {found.refused:,} lines refused",

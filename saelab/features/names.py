@@ -8,7 +8,7 @@ of the feature's activation is taken, the more specific one where they are close
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from saelab.features.records import TokenEffect, TokenShare
@@ -20,6 +20,8 @@ ENOUGH = 0.5
 CLEARLY = 0.15
 """By how much a neighboring token's share must exceed that of the token itself."""
 LONGEST_TOKEN = 16
+SHOWN = 3
+"""Tokens of a name at most; fewer where they are long, so that the share always has its place."""
 _SIGNS = {
     " ": "\N{OPEN BOX}",
     "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}",
@@ -58,17 +60,17 @@ def name_of(facts: NameFacts, vocabulary: Vocabulary) -> str:
         if pair is not None and pair[1] >= ENOUGH and pair[1] >= strongest.share + CLEARLY
     ]
     if around:
-        return _cut(max(around)[1])
+        return max(around)[1]
     if strongest.share >= ENOUGH:
-        return _cut(f"on {quoted(vocabulary.text(strongest.token))} ({strongest.share:.0%})")
+        return f"on {quoted(vocabulary.text(strongest.token))} ({strongest.share:.0%})"
     if (family := _family(facts.tokens, vocabulary)) is not None:
-        return _cut(family)
-    shown = " ".join(quoted(vocabulary.text(one.token)) for one in facts.tokens[:3])
-    share = sum(one.share for one in facts.tokens[:3])
-    if share < ENOUGH / 2 and facts.promoted:
-        promoted = " ".join(quoted(vocabulary.text(one.token)) for one in facts.promoted[:3])
-        return _cut(f"promotes {promoted}")
-    return _cut(f"on {shown} ({share:.0%})")
+        return family
+    if sum(one.share for one in facts.tokens[:SHOWN]) < ENOUGH / 2 and facts.promoted:
+        return _fitting(f"promotes {shown}" for shown, _ in _fewer(facts.promoted, vocabulary))
+    return _fitting(
+        f"on {shown} ({sum(one.share for one in facts.tokens[:n]):.0%})"
+        for shown, n in _fewer(facts.tokens, vocabulary)
+    )
 
 
 def quoted(text: str) -> str:
@@ -107,10 +109,22 @@ def _family(tokens: Sequence[TokenShare], vocabulary: Vocabulary) -> str | None:
         members = [one for one in tokens if belongs(texts[one.token])]
         share = sum(one.share for one in members)
         if share >= ENOUGH:
-            shown = " ".join(quoted(texts[one.token]) for one in members[:3])
-            return f"on {name} {shown} ({share:.0%})"
+            return _fitting(f"on {name} {shown} ({share:.0%})" for shown, _ in _fewer(members, vocabulary))
     return None
 
 
-def _cut(text: str, longest: int = LONGEST) -> str:
+def _fewer(
+    tokens: Sequence[TokenShare] | Sequence[TokenEffect], vocabulary: Vocabulary
+) -> Iterable[tuple[str, int]]:
+    """Return the strongest tokens in quotes and how many they are, `SHOWN` first, then fewer, at last one."""
+    shown = [quoted(vocabulary.text(one.token)) for one in tokens[:SHOWN]]
+    return [(" ".join(shown[:n]), n) for n in range(len(shown), 0, -1)]
+
+
+def _fitting(names: Iterable[str]) -> str:
+    """Return the first name that is short enough; one token always is."""
+    return next(name for name in names if len(name) <= LONGEST)
+
+
+def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"

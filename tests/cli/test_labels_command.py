@@ -33,6 +33,12 @@ def test_in_and_out_again(saelab, saelab_json, run_folder, tmp_path):
         "labels", "export", run_folder, tmp_path / "np.jsonl", "--to", "neuronpedia", *names
     )
     assert code == 0 and text.endswith("np.jsonl: 2 labels\n")
+    theirs = json.loads((tmp_path / "np.jsonl").read_text().splitlines()[0]) | {"notes": None}
+    (tmp_path / "theirs.jsonl").write_text(json.dumps(theirs))
+    code, _, err = saelab("labels", "import", run_folder, tmp_path / "theirs.jsonl")
+    assert code == 2 and "--allow-unknown-sae" in err and len(err.strip().splitlines()) == 1
+    arguments = ["labels", "import", run_folder, tmp_path / "theirs.jsonl", "--allow-unknown-sae"]
+    assert saelab_json(*arguments)["added"] == 1  # written by another author
     assert saelab("verify", run_folder)[0] == 0
 
 

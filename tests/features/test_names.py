@@ -23,6 +23,9 @@ WORDS = [
     "a",
     "x\u202ey",
     "word",
+    "Washington",
+    "President",
+    "California",
 ]
 VOCABULARY = Vocabulary([word.encode() for word in WORDS], WORDS, [False] * len(WORDS))
 
@@ -52,11 +55,25 @@ def facts(tokens, *, n_fires=100, previous=None, following=None, first=0.0, prom
         (facts([("\n", 0.4), ("    ", 0.3)]), 'on white space "↵" "␣␣␣␣" (70%)'),
         (facts([("word", 0.05), ("a", 0.04)], promoted=["self", "("]), 'promotes "self" "("'),
         (facts([("word", 0.2), ("a", 0.1), ("self", 0.05)]), 'on "word" "a" "self" (35%)'),
+        (
+            facts([("Washington", 0.25), ("President", 0.2), ("California", 0.1)]),
+            'on Capitalised words "Washington" "President" (55%)',
+        ),
         (facts([("x\u202ey", 0.9)]), 'on "xU+202Ey" (90%)'),
     ],
 )
 def test_the_plainest_statistic_gives_the_name(given_facts, name):
     assert name_of(given_facts, VOCABULARY) == name
+
+
+def test_a_share_is_that_of_the_tokens_shown():
+    long = [" environmental protection", " internationally agreed", " representatives"]
+    vocabulary = Vocabulary([word.encode() for word in long], long, [False] * 3)
+    shares = [TokenShare(token=i, share=share, n_fires=1) for i, share in enumerate((0.2, 0.1, 0.05))]
+    made = NameFacts(
+        n_fires=1, tokens=shares, previous=None, next=None, first_position_share=None, promoted=[]
+    )
+    assert name_of(made, vocabulary) == 'on "environmental␣p…" "internationally…" (30%)'
 
 
 @given(st.lists(st.tuples(st.text(max_size=40), st.floats(0, 1)), min_size=1, max_size=20))

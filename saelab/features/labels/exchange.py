@@ -37,7 +37,9 @@ class Imported:
     """The first `SHOWN` of them, one sentence each with the line's number."""
 
 
-def import_labels(run: Path, file: Path, out: Path | None = None) -> Imported:
+def import_labels(
+    run: Path, file: Path, out: Path | None = None, *, allow_unknown_sae: bool = False
+) -> Imported:
     """Add the labels of a file to those of a run's SAE.
 
     Lines that are no label, or of a feature that there is not, are refused one by one; what was there stays.
@@ -46,9 +48,11 @@ def import_labels(run: Path, file: Path, out: Path | None = None) -> Imported:
         run: Folder of a finished run.
         file: See `saelab.features.labels.reading`.
         out: An overlay, for a run that is read-only.
+        allow_unknown_sae: Take a file of Neuronpedia's, whose names for an SAE say nothing of its identity.
 
     Raises:
-        UsageError: The file names another SAE or several, cannot be read, or holds no label; nothing was added.
+        UsageError: The file names another SAE or several, or is of one that cannot be compared; it cannot be read, or
+            holds no label. Nothing was added.
         SaelabError: The labels cannot be written.
         DamagedFileError: The run's SAE or its labels are damaged.
     """
@@ -65,6 +69,8 @@ def import_labels(run: Path, file: Path, out: Path | None = None) -> Imported:
             raise UsageError(
                 f"{where} it is of {_name(line.source)}, lines before of {_name(source)}; give a file of one SAE"
             )
+        if line.source is not None and line.identity is None:
+            _check_unknown(where, line.source, line.label, run, d_sae, allow_unknown_sae)
         why = line.why
         if line.label is not None and line.label.feature >= d_sae:
             why = f"there is no feature {line.label.feature:,}; the SAE has {d_sae:,}"
@@ -126,5 +132,21 @@ def export_labels(
     return len(labels)
 
 
+def _check_unknown(
+    where: str, source: Source, label: Label | None, run: Path, d_sae: int, allowed: bool
+) -> None:
+    """Refuse a file whose SAE may be another one, and one that has a feature too many to be of this one."""
+    if label is not None and label.feature >= d_sae:
+        raise UsageError(
+            f"{where} it is of feature {label.feature:,} of {_name(source)}; {run / SAE} has {d_sae:,}, so that "
+            "the labels are of another SAE"
+        )
+    if not allowed:
+        raise UsageError(
+            f"{where} it is of {_name(source)}, which cannot be compared with {run / SAE}; if you know that they "
+            "are the same SAE, say so with --allow-unknown-sae"
+        )
+
+
 def _name(source: Source) -> str:
-    return f"{source.model_id}/{source.source_id}"
+    return f"{source.model_id or 'unnamed'}/{source.source_id or 'unnamed'}"

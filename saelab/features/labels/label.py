@@ -12,8 +12,8 @@ from saelab.errors import UsageError
 LONGEST_TEXT = 4_000
 """Characters of a label at most: a paragraph."""
 LONGEST_FACT = 200
-"""Characters of an author or a date at most."""
-_FIELDS = frozenset(("feature", "text", "author", "score", "created"))
+"""Characters of an author, a model or a date at most."""
+_FIELDS = frozenset(("feature", "text", "author", "model", "score", "created"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +26,17 @@ class Label:
     """One line."""
     author: str | None = None
     """Who or what wrote it, as the file said."""
+    model: str | None = None
+    """The language model that wrote it, as the file said; None where none did or it is not known."""
     score: float | None = None
     """How well it fits, larger is better; of scores from different methods nobody should compare the size."""
     created: str | None = None
     """When it was written, as the file said."""
 
     @property
-    def key(self) -> tuple[int, str, str | None, float | None]:
+    def key(self) -> tuple[int, str, str | None, str | None, float | None]:
         """What makes two labels the same one: all but the date."""
-        return self.feature, self.text, self.author, self.score
+        return self.feature, self.text, self.author, self.model, self.score
 
     def to_json(self) -> dict[str, Any]:
         """Return the label as plain JSON values."""
@@ -53,7 +55,12 @@ class Label:
 
 
 def make_label(
-    feature: object, text: object, author: object = None, score: object = None, created: object = None
+    feature: object,
+    text: object,
+    author: object = None,
+    score: object = None,
+    created: object = None,
+    model: object = None,
 ) -> Label:
     """Make a label of what a file says.
 
@@ -63,6 +70,7 @@ def make_label(
         author: Text, or None.
         score: A finite number, also written as text, or None.
         created: Text, or None.
+        model: Text, or None.
 
     Raises:
         UsageError: One of them is something else, as one clause.
@@ -74,6 +82,7 @@ def make_label(
         feature=_feature(feature),
         text=words,
         author=_text("the author", author, LONGEST_FACT) or None,
+        model=_text("the model", model, LONGEST_FACT) or None,
         score=_score(score),
         created=_text("the date", created, LONGEST_FACT) or None,
     )

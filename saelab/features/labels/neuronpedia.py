@@ -64,7 +64,7 @@ def explanation_line(
         "embedding": None,
         "triggeredById": None,
         "typeName": None,
-        "explanationModelName": None,
+        "explanationModelName": label.model,
         "notes": f"saelab sae {identity}{by}",
         "createdAt": label.created if label.created and is_date(label.created) else created,
     }
@@ -88,7 +88,8 @@ def label_of(raw: Mapping[str, Any]) -> Label:
     """Read a line; UsageError where a value is not what it should be, as one clause."""
     note = _note(raw)
     author = note[2] if note else raw.get("authorId")
-    return make_label(raw["index"], raw["description"], author, None, raw.get("createdAt"))
+    model = raw.get("explanationModelName")
+    return make_label(raw["index"], raw["description"], author, None, raw.get("createdAt"), model)
 
 
 def identity_of(raw: Mapping[str, Any]) -> str | None:

@@ -3,8 +3,8 @@
 | file | a line |
 |---|---|
 | .jsonl, .jsonl.gz | Neuronpedia: `{"modelId", "layer", "index", "description", "authorId", ...}` |
-| .jsonl, .jsonl.gz | `{"feature", "label" or "text"}`, and where there are any `author`, `score`, `created`, `sae` |
-| .csv | a header with the columns `feature` and `label`, and where there are any the same others |
+| .jsonl, .jsonl.gz | `{"feature", "label" or "text"}`, if any `author`, `model`, `score`, `created`, `sae` |
+| .csv | a header with the columns `feature` and `label`, if any the same others |
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def _plain(raw: Mapping[str, Any]) -> Label:
     text = raw.get("label", raw.get("text"))
     if "feature" not in raw or text is None:
         raise UsageError("it has no feature and label, and no index and description")
-    return make_label(raw["feature"], text, raw.get("author"), raw.get("score"), raw.get("created"))
+    facts = (raw.get(name) for name in ("author", "score", "created", "model"))
+    return make_label(raw["feature"], text, *facts)
 
 
 def _identity(raw: Mapping[str, Any]) -> str | None:

@@ -56,23 +56,27 @@ def explanation(index, description, **more):
     } | more
 
 
+def plain(feature, label):
+    return {"feature": feature, "label": label}
+
+
 def test_explanation_lines_of_neuronpedia(run, tmp_path):
     lines = [
         explanation(
             3, "imports", authorId="ann", createdAt="2025-01-01T00:00:00.000Z", embedding=[0.5] * 100
         ),
-        explanation(4, "dots", authorId=None, typeName="oai_token-act-pair"),
+        explanation(4, "dots", authorId=None, explanationModelName="gpt-4o-mini"),
         explanation(3, "imports", authorId="ann", createdAt="2026-01-01T00:00:00.000Z"),
     ]
     file = tmp_path / "batch-0.jsonl.gz"
     file.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
-    found = import_labels(run, file)
+    found = import_labels(run, file, allow_unknown_sae=True)
     assert (found.added, found.unchanged, found.refused, found.reasons) == (2, 1, 0, ())
     assert read_labels(run) == (
         Label(feature=3, text="imports", author="ann", created="2025-01-01T00:00:00.000Z"),
-        Label(feature=4, text="dots"),
+        Label(feature=4, text="dots", model="gpt-4o-mini"),
     )
-    again = import_labels(run, file)
+    again = import_labels(run, file, allow_unknown_sae=True)
     assert (again.added, again.unchanged) == (0, 3)
     verified = verify_folder(run / "labels")
     assert verified.files == 1 and not verified.problems
@@ -84,10 +88,8 @@ def test_tables_and_what_is_there_stays(run, tmp_path):
     found = import_labels(run, table)
     assert (found.added, found.refused) == (2, 1)
     assert found.reasons == ("line 4: it has 2 columns, the header 3",)
-    plain = lines_file(
-        tmp_path / "more.jsonl", {"feature": 1, "label": "new", "author": "bo"}, "\n", "{\n", "[]\n"
-    )
-    found = import_labels(run, plain)
+    more = lines_file(tmp_path / "more.jsonl", plain(1, "new") | {"author": "bo"}, "\n", "{\n", "[]\n")
+    found = import_labels(run, more)
     assert (found.added, found.refused) == (1, 2)
     assert found.reasons == ("line 3: it is no JSON", "line 4: it is no JSON object")
     assert [label.text for label in read_labels(run)] == ["a, b c", "three", "new"]
@@ -95,21 +97,17 @@ def test_tables_and_what_is_there_stays(run, tmp_path):
 
 
 def test_a_feature_that_there_is_not(run, tmp_path):
-    file = lines_file(
-        tmp_path / "a.jsonl", explanation(0, "x"), explanation(D_SAE, "y"), explanation(-1, "z")
-    )
+    file = lines_file(tmp_path / "a.jsonl", plain(0, "x"), plain(D_SAE, "y"), plain(-1, "z"))
     found = import_labels(run, file)
     assert (found.added, found.refused) == (1, 2)
     assert found.reasons == (
         "line 2: there is no feature 40; the SAE has 40",
-        "line 3: '-1' is no index of a feature",
+        "line 3: -1 is no index of a feature",
     )
-    many = lines_file(
-        tmp_path / "b.jsonl", *(explanation(D_SAE + i, "y") for i in range(50)), explanation(1, "x")
-    )
+    many = lines_file(tmp_path / "b.jsonl", *(plain(D_SAE + i, "y") for i in range(50)), plain(1, "x"))
     found = import_labels(run, many)
     assert found.refused == 50 and len(found.reasons) == 20
-    none = lines_file(tmp_path / "c.jsonl", explanation(D_SAE, "y"))
+    none = lines_file(tmp_path / "c.jsonl", plain(D_SAE, "y"))
     with pytest.raises(UsageError, match="no label of this SAE \\(line 1: there is no feature 40"):
         import_labels(run, none)
 
@@ -123,19 +121,39 @@ def test_another_sae_is_refused_whole(run, tmp_path):
         mixed = lines_file(tmp_path / f"{to}-mixed.jsonl", {"feature": 0, "label": "ok"}, file.read_text())
         for path in (file, mixed):
             with pytest.raises(UsageError, match=f"is of another SAE \\({sae_identity(other / 'sae')}"):
-                import_labels(run, path)
+                import_labels(run, path, allow_unknown_sae=True)
     assert not (run / "labels").exists()
     two = lines_file(tmp_path / "two.jsonl", explanation(0, "x"), explanation(1, "y") | {"layer": "7-res-jb"})
     with pytest.raises(
         UsageError, match="line 2: it is of gpt2-small/7-res-jb, lines before of gpt2-small/6"
     ):
-        import_labels(run, two)
+        import_labels(run, two, allow_unknown_sae=True)
+
+
+def test_an_sae_that_cannot_be_compared_is_taken_at_a_word_alone(run, tmp_path):
+    file = lines_file(tmp_path / "a.jsonl", explanation(0, "x"))
+    with pytest.raises(
+        UsageError, match=r"line 1: it is of gpt2-small/6-res-jb, which cannot .* --allow-unknown"
+    ):
+        import_labels(run, file)
+    nameless = lines_file(tmp_path / "b.jsonl", {"index": 0, "description": "x"})
+    with pytest.raises(UsageError, match="unnamed/unnamed, which cannot be compared"):
+        import_labels(run, nameless)
+    wider = lines_file(tmp_path / "c.jsonl", *(explanation(i, "x") for i in range(D_SAE + 1)))
+    with pytest.raises(
+        UsageError, match=r"line 41: it is of feature 40 of gpt2-small/6-res-jb; .* has 40, so"
+    ):
+        import_labels(run, wider, allow_unknown_sae=True)
+    assert not (run / "labels").exists()
+    assert import_labels(run, file, allow_unknown_sae=True).added == 1
 
 
 @pytest.mark.parametrize("to", ["saelab", "neuronpedia"])
 def test_there_and_back(run, tmp_path, to):
     labels = [
-        Label(feature=1, text="</script> $x$ \u202e", author="ann", score=0.25, created="2026-01-01"),
+        Label(
+            feature=1, text="</script> $x$ \u202e", author="ann", model="m", score=0.25, created="2026-01-01"
+        ),
         Label(feature=1, text="two"),
     ]
     assert add_labels(run, labels) == (2, 0)
@@ -146,9 +164,9 @@ def test_there_and_back(run, tmp_path, to):
     if to == "saelab":
         assert read_labels(copy) == tuple(labels)
     else:  # their lines have no score, and a date always
-        assert [(one.feature, one.text, one.author) for one in read_labels(copy)] == [
-            (1, labels[0].text, "ann"),
-            (1, "two", None),
+        assert [(one.feature, one.text, one.author, one.model) for one in read_labels(copy)] == [
+            (1, labels[0].text, "ann", "m"),
+            (1, "two", None, None),
         ]
     with pytest.raises(UsageError, match="is there already"):
         export_labels(run, file, to, THEIRS)

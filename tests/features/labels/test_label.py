@@ -24,8 +24,8 @@ def test_the_highest_score_is_shown_and_of_equal_ones_the_newest():
 
 
 def test_values_as_files_write_them():
-    made = make_label(" 12 ", "a\0b\n\t c ", "", "0.5", None)
-    assert made == Label(feature=12, text="a b c", score=0.5)
+    made = make_label(" 12 ", "a\0b\n\t c ", "", "0.5", None, "m")
+    assert made == Label(feature=12, text="a b c", score=0.5, model="m")
     assert Label.from_json(made.to_json()) == made
 
 
@@ -42,6 +42,7 @@ def test_values_as_files_write_them():
         ((1, "x" * 4_001), "4,001 characters"),
         ((1, "\ud800"), "not Unicode"),
         ((1, "x", 7), "the author is 7"),
+        ((1, "x", None, None, None, "m" * 201), "the model has 201"),
         ((1, "x", None, "high"), "the score 'high'"),
         ((1, "x", None, float("nan")), "the score nan"),
         ((1, "x", None, 10**400), "the score 1000"),
@@ -57,5 +58,5 @@ def test_what_is_no_label(values, why):
 def test_a_kept_label_has_exactly_its_fields():
     raw = Label(feature=1, text="x").to_json()
     for wrong in (raw | {"more": 1}, {"feature": 1, "text": "x"}):
-        with pytest.raises(UsageError, match="has the fields author, created, feature, score, text"):
+        with pytest.raises(UsageError, match="has the fields author, created, feature, model, score, text"):
             Label.from_json(wrong)

@@ -11,7 +11,7 @@ import tyro
 from saelab.cli.options import Common, Count, Result
 from saelab.cli.text_options import TextOptions
 from saelab.errors import UsageError
-from saelab.features.spec import DEFAULT_PARTS, PARTS, IndexConfig, Mode, Part
+from saelab.features.spec import DEFAULT_PARTS, PARTS, IndexConfig, Part
 
 if TYPE_CHECKING:
     from saelab.features.indexing import HowToIndex, IndexSource
@@ -39,8 +39,6 @@ class Options(TextOptions, Common):
     """Name of the index, in each run's folder indexes."""
     parts: tuple[Part, ...] = DEFAULT_PARTS
     """Further tables: nearest decoder directions, features active together, places just below the threshold."""
-    mode: Mode = "exact"
-    """`exact` keeps all codes on disk while it works; `streaming` keeps a bounded state, for 100M tokens and more."""
     top: int = IndexConfig.top
     """Strongest examples of a feature."""
     seed: int = IndexConfig.seed
@@ -103,7 +101,7 @@ def _how(options: Options) -> HowToIndex:
     from saelab.features.indexing import HowToIndex
 
     return HowToIndex(
-        config=IndexConfig(tokens=options.tokens, mode=options.mode, top=options.top, seed=options.seed),
+        config=IndexConfig(tokens=options.tokens, top=options.top, seed=options.seed),
         parts=options.parts,
         name=options.name,
         keep_codes=options.keep_codes,

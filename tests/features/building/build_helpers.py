@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +38,18 @@ class Dense:
     row_starts: np.ndarray
     document_starts: np.ndarray
 
+    @cached_property
+    def span_starts(self) -> np.ndarray:
+        """Where rows and documents start, and at the end the number of tokens."""
+        return np.union1d(self.row_starts, self.document_starts)
+
     def document(self, position: int) -> int:
         return int(np.searchsorted(self.document_starts, position, side="right")) - 1
 
     def span(self, position: int) -> tuple[int, int]:
         """First position of a token's document within its row of tokens, and the one behind the last."""
-        ends = [*self.row_starts, *self.document_starts]
-        first = max(end for end in ends if end <= position)
-        return int(first), int(min(end for end in ends if end > position))
+        after = int(np.searchsorted(self.span_starts, position, side="right"))
+        return int(self.span_starts[after - 1]), int(self.span_starts[after])
 
 
 def data_files(folder: Path) -> dict[str, bytes]:

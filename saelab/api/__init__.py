@@ -3,6 +3,7 @@
 from saelab.api.comparing import compare
 from saelab.api.data import cache, cache_inputs, hooks, live, open_store
 from saelab.api.evaluating import evaluate, evaluate_many
+from saelab.api.finding import encode, find
 from saelab.api.indexing import build_index, open_index
 from saelab.api.interop import export, import_sae, load
 from saelab.api.reporting import report, show
@@ -13,9 +14,11 @@ __all__ = [
     "cache",
     "cache_inputs",
     "compare",
+    "encode",
     "evaluate",
     "evaluate_many",
     "export",
+    "find",
     "hooks",
     "import_sae",
     "live",

@@ -14,13 +14,13 @@ class Progress:
 
     Args:
         what: What is being done, for example ``caching``.
-        total: Units of work in all.
+        total: Units of work in all; None where that is not known, so that no share and no time left is shown.
         unit: Name of a unit, for example ``tokens``.
         done: Units that an earlier, interrupted run has already done.
         quiet: Show nothing.
     """
 
-    def __init__(self, what: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> None:
+    def __init__(self, what: str, total: int | None, unit: str, done: int = 0, quiet: bool = False) -> None:
         self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
         self._first = self._done = done
         self._started = self._last_line = time.monotonic()
@@ -76,9 +76,11 @@ class Progress:
             )
 
     def _line(self) -> str:
+        note = f", {self._note}" if self._note else ""
+        if self.total is None:
+            return f"{self.what}: {self._done:,} {self.unit}, {self.rate:,.0f}/s{note}"
         left = (self.total - self._done) / max(self.rate, 1e-9)
         share = self._done / max(self.total, 1)
-        note = f", {self._note}" if self._note else ""
         return (
             f"{self.what}: {share:.0%}, {self._done:,} of {self.total:,} {self.unit}, "
             f"{self.rate:,.0f}/s, {left:.0f} s left{note}"

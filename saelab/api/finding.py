@@ -64,11 +64,11 @@ def encode(
         options: Further arguments of `encode_text`, for example ``lm`` or ``quiet``.
 
     Raises:
-        UsageError: The file is there, or a feature is not.
+        UsageError: The file is there, a feature is not, or the text holds no token.
         Interrupted: A stop was asked for; no file was written.
     """
     run = run if isinstance(run, Run) else open_run(run)
     spec = TextSpec(source=text) if isinstance(text, str) else text
-    count = parse_count(tokens)
+    count = 0 if tokens == 0 else parse_count(tokens)
     encode_text(run, spec, out, features=features, above=above, tokens=count, **options)
     return Path(out)

@@ -61,3 +61,10 @@ def test_work_that_fails_ends_without_a_count(capsys):
     with pytest.raises(ZeroDivisionError), Progress("caching", 100, "tokens"):
         raise ZeroDivisionError
     assert capsys.readouterr().err == ""
+
+
+def test_work_without_a_known_end_shows_no_share(capsys, clock):
+    with Progress("encoding", None, "tokens") as bar:
+        clock[0] += 30
+        bar.advance(600)
+        assert capsys.readouterr().err == "encoding: 600 tokens, 20/s\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from saelab.errors import UsageError
+from saelab.errors import Interrupted, UsageError
 from saelab.evaluation.sources import Shared
 from saelab.features.codes import CodeShard
 from saelab.features.encode.stream import EncodedPiece, TextEncoder
@@ -66,12 +66,14 @@ def encode_text(
         encoder = TextEncoder(run, text, shared, stop)
         _check(features, above, encoder.sae.config.d_sae)
         table = _Table(encoder, list(features), above)
-        with Progress("encoding", tokens, "tokens", quiet=quiet) as progress:
+        with Progress("encoding", tokens or None, "tokens", quiet=quiet) as progress:
             try:
                 write_table(out, table.batches(tokens, progress), table.schema, GROUP)
-            except BaseException:
+            except BaseException as error:
                 with contextlib.suppress(OSError):
                     out.with_name(out.name + WRITING_SUFFIX).unlink(missing_ok=True)
+                if isinstance(error, Interrupted):
+                    raise Interrupted(f"encode: stopped; {out} was not written") from error
                 raise
     return table.n_rows
 
@@ -98,7 +100,9 @@ class _Table:
         self.schema = columns if above is None else DOCUMENTS_SCHEMA
 
     def batches(self, tokens: int, progress: Progress) -> Iterator[pa.RecordBatch]:
+        is_empty = True
         for piece in self._encoder.pieces(tokens):
+            is_empty = False
             best: dict[int, tuple[float, int, int]] = {}
             for shard in piece.shards:
                 progress.advance(len(shard.token_index))
@@ -110,6 +114,8 @@ class _Table:
             if best:
                 self.n_rows += len(best)
                 yield self._documents(piece, best)
+        if is_empty:
+            raise UsageError(f"encode: {self._encoder.config.text.source} holds no document with tokens")
 
     def _tokens(self, piece: EncodedPiece, shard: CodeShard) -> pa.RecordBatch:
         corpus, at = piece.corpus, shard.token_index.numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from saelab.features.codes import CodeShard
 from saelab.features.find.spec import Pool
 from saelab.features.find.units import Units
-
-Shards = Callable[[], Iterable[CodeShard]]
-"""Reads the codes of a corpus from the beginning."""
+from saelab.features.find.watch import Shards, Watch
 
 
 @dataclass(frozen=True)
@@ -28,48 +26,73 @@ class Pooled:
     """Its value there ``[nnz]``."""
 
 
-def pooled_blocks(shards: Shards, units: Units, d_sae: int, pool: Pool, pairs: int) -> Iterator[Pooled]:
-    """Yield all features with their values on all units, so that about ``pairs`` codes are in memory at a time.
+@dataclass(frozen=True, kw_only=True)
+class PooledCodes:
+    """Reads features on units block by block, so that about ``pairs`` codes are in memory at a time."""
 
-    The codes are read once to count them, and once for each block.
-    """
-    counts = np.zeros(d_sae, dtype=np.int64)
-    for shard in shards():
-        _, column, _ = _of_units(shard, units)
-        counts += np.bincount(column, minlength=d_sae)
-    first = 0
-    ends = np.cumsum(counts)
-    while first < d_sae:
-        before = int(ends[first - 1]) if first else 0
-        last = max(first + 1, int(np.searchsorted(ends, before + pairs, side="right")))
-        if ends[last - 1] > before:
-            yield pool_features(shards, units, first, last, pool)
-        first = last
+    shards: Shards
+    """Reads the codes from the beginning: once to count them, and once for each block."""
+    units: Units
+    """What values are pooled over."""
+    d_sae: int
+    """Number of features."""
+    pool: Pool
+    """How."""
+    pairs: int
+    """Codes in memory, about; a single feature is never cut."""
+    watch: Watch
+    """Progress and stop."""
 
+    def counts(self) -> NDArray[np.int64]:
+        """Return how many codes each feature has in units ``[d_sae]``."""
+        found = np.zeros(self.d_sae, dtype=np.int64)
+        everything = np.ones(self.d_sae, dtype=np.bool_)
+        with self.watch.progress("counting codes", 1) as progress:
+            for shard in self.watch.read(self.shards, progress):
+                _, column, _ = self._entries(shard, everything)
+                found += np.bincount(column, minlength=self.d_sae)
+        return found
 
-def pool_features(shards: Shards, units: Units, first: int, last: int, pool: Pool) -> Pooled:
-    """Return the features from ``first`` up to ``last`` on all units."""
-    n = len(units.positive)
-    keys, values = np.zeros(0, dtype=np.int64), np.zeros(0)
-    for shard in shards():
-        unit, column, value = _of_units(shard, units)
-        wanted = (column >= first) & (column < last)
-        key = (column[wanted] - first) * n + unit[wanted]
-        found, merged = _merge(key, value[wanted], pool)
-        keys, values = np.concatenate([keys, found]), np.concatenate([values, merged])
-    keys, values = _merge(keys, values, pool)
-    unit = keys % n
-    return Pooled(keys // n + first, unit, values / units.size[unit] if pool == "mean" else values)
+    def blocks(self, counts: NDArray[np.int64], what: str) -> Iterator[Pooled]:
+        """Yield the features whose count is above 0, ascending."""
+        features = np.flatnonzero(counts)
+        ends = np.cumsum(counts[features])
+        groups: list[NDArray[np.int64]] = []
+        first = 0
+        while first < len(features):
+            before = int(ends[first - 1]) if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, before + self.pairs, side="right")))
+            groups.append(features[first:last])
+            first = last
+        with self.watch.progress(what, len(groups)) as progress:
+            for group in groups:
+                wanted = np.zeros(self.d_sae, dtype=np.bool_)
+                wanted[group] = True
+                parts = [self._pooled(shard, wanted) for shard in self.watch.read(self.shards, progress)]
+                yield self._joined(parts)
 
+    def _pooled(
+        self, shard: CodeShard, wanted: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        unit, column, value = self._entries(shard, wanted)
+        return _merge(column * len(self.units.positive) + unit, value, self.pool)
 
-def _of_units(
-    shard: CodeShard, units: Units
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return unit, feature and value of the codes of a shard that lie in a unit."""
-    unit = units.of_token[shard.token_index.numpy()][shard.code.row_ids().numpy()]
-    inside = unit >= 0
-    values = shard.code.values.numpy()[inside].astype(np.float64)
-    return unit[inside], shard.code.columns.numpy()[inside].astype(np.int64), values
+    def _joined(self, parts: list[tuple[NDArray[np.int64], NDArray[np.float64]]]) -> Pooled:
+        keys, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+        keys, values = _merge(keys, values, self.pool)
+        feature, unit = np.divmod(keys, len(self.units.positive))
+        return Pooled(feature, unit, values / self.units.size[unit] if self.pool == "mean" else values)
+
+    def _entries(
+        self, shard: CodeShard, wanted: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Return unit, feature and value of the codes of wanted features that lie in a unit."""
+        columns = shard.code.columns.numpy()
+        of_row = self.units.of_token[shard.token_index.numpy()]
+        unit = of_row[shard.code.row_ids().numpy()]
+        inside = wanted[columns] & (unit >= 0)
+        values = shard.code.values.numpy()[inside].astype(np.float64)
+        return unit[inside], columns[inside].astype(np.int64), values
 
 
 def _merge(

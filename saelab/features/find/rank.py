@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saelab.features.find.pooled import Shards, pooled_blocks
+from saelab.features.find.pooled import Pooled, PooledCodes
 from saelab.features.find.result import FoundFeature
 from saelab.features.find.spec import FindConfig
-from saelab.features.find.statistics import (
-    Half,
-    auroc_interval,
-    aurocs,
-    best_threshold,
-    f1_at,
-    null_maxima,
-)
+from saelab.features.find.statistics import Half, auroc_interval, aurocs, best_threshold, f1_at, null_maxima
 from saelab.features.find.units import Units
+from saelab.features.find.watch import Shards, Watch
 
 
 @dataclass(frozen=True)
@@ -33,59 +28,88 @@ class Ranking:
     """What the best candidate stays below in 95 % of random placements."""
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    feature: int
-    selection_auroc: float
-    unit: NDArray[np.int64]
-    value: NDArray[np.float64]
-
-
-def rank_features(shards: Shards, units: Units, d_sae: int, config: FindConfig) -> Ranking:
+def rank_features(
+    shards: Shards, units: Units, d_sae: int, config: FindConfig, watch: Watch | None = None
+) -> Ranking:
     """Choose candidates on the selection half and measure them on the held-out half.
 
     Args:
         shards: Reads the codes of the corpus from the beginning.
         units: What is told apart.
         d_sae: Number of features.
-        config: Pooling, how many candidates, the null.
+        config: Pooling, how many candidates, the null, memory.
+        watch: Progress and stop.
+
+    Raises:
+        Interrupted: A stop was asked for.
     """
-    candidates, n_compared = _candidates(shards, units, d_sae, config)
-    if not candidates:
+    watch = watch or Watch()
+    codes = PooledCodes(
+        shards=shards, units=units, d_sae=d_sae, pool=config.pool, pairs=config.pairs, watch=watch
+    )
+    counts = codes.counts()
+    chosen, n_compared = _candidates(codes, counts, config.limit)
+    if not chosen:
         return Ranking((), n_compared, 0.5)
-    scores = np.zeros((len(candidates), len(units.positive)))
-    for place, one in enumerate(candidates):
-        scores[place, one.unit] = one.value
+    is_candidate = np.isin(np.arange(d_sae), list(chosen))
+    measured: list[FoundFeature] = []
+    best = np.full(config.draws, -np.inf)
     held = units.heldout
     _, document = np.unique(units.document[held], return_inverse=True)
     half = Half(units.positive[held], document)
-    null = null_maxima(scores[:, held], half, config.draws, config.seed)
-    found = [_measure(one, scores[i], units, half, null) for i, one in enumerate(candidates)]
+    with watch.placements(config.draws * len(chosen)) as progress:
+        for block in codes.blocks(np.where(is_candidate, counts, 0), "measuring"):
+            for features, scores in _score_blocks(block, len(units.positive), config.pairs):
+                measured += [
+                    _measure(feature, chosen[feature], score, units, half)
+                    for feature, score in zip(features, scores, strict=True)
+                ]
+
+                def tick(n_features: int = len(features)) -> None:
+                    watch.check()
+                    progress.advance(n_features)
+
+                best = np.maximum(best, null_maxima(scores[:, held], half, config.draws, config.seed, tick))
+    found = [replace(one, p_adjusted=_share_reaching(one.auroc, best)) for one in measured]
     found.sort(key=lambda one: (-one.auroc, one.feature))
-    return Ranking(tuple(found), n_compared, float(np.quantile(null, 0.95)))
+    return Ranking(tuple(found), n_compared, float(np.quantile(best, 0.95)))
 
 
-def _candidates(shards: Shards, units: Units, d_sae: int, config: FindConfig) -> tuple[list[_Candidate], int]:
-    """Return the features with the largest AUROC on the selection half, and how many were compared."""
+def _candidates(codes: PooledCodes, counts: NDArray[np.int64], limit: int) -> tuple[dict[int, float], int]:
+    """Return the features with the largest AUROC on the selection half, with it, and how many were compared."""
+    units = codes.units
     chosen = ~units.heldout
     n_pos, n_neg = int((chosen & units.positive).sum()), int((chosen & ~units.positive).sum())
-    best: list[_Candidate] = []
+    best: list[tuple[float, int]] = []
     n_compared = 0
-    for block in pooled_blocks(shards, units, d_sae, config.pool, config.pairs):
+    for block in codes.blocks(counts, "comparing"):
         seen = chosen[block.unit]
         unit = block.unit[seen]
         features, values = aurocs(block.feature[seen], block.value[seen], units.positive[unit], n_pos, n_neg)
         n_compared += len(features)
-        order = np.lexsort((features, -values))[: config.limit]
-        for feature, value in zip(features[order].tolist(), values[order].tolist(), strict=True):
-            own = slice(*np.searchsorted(block.feature, [feature, feature + 1]).tolist())
-            best.append(_Candidate(feature, value, block.unit[own].copy(), block.value[own].copy()))
-        best = sorted(best, key=lambda one: (-one.selection_auroc, one.feature))[: config.limit]
-    return best, n_compared
+        best += [(-value, feature) for feature, value in zip(features.tolist(), values.tolist(), strict=True)]
+        best = sorted(best)[:limit]
+    return {feature: -value for value, feature in best}, n_compared
+
+
+def _score_blocks(block: Pooled, n_units: int, pairs: int) -> Iterator[tuple[list[int], NDArray[np.float64]]]:
+    """Yield features of a block with their values on all units ``[features, n_units]``.
+
+    A quarter of ``pairs`` values at most, since the null makes ranks and copies of them.
+    """
+    features, starts = np.unique(block.feature, return_index=True)
+    bounds = np.append(starts, len(block.feature))
+    together = max(1, pairs // (4 * n_units))
+    for first in range(0, len(features), together):
+        last = min(first + together, len(features))
+        own = slice(int(bounds[first]), int(bounds[last]))
+        scores = np.zeros((last - first, n_units))
+        scores[np.searchsorted(features, block.feature[own]) - first, block.unit[own]] = block.value[own]
+        yield features[first:last].tolist(), scores
 
 
 def _measure(
-    one: _Candidate, score: NDArray[np.float64], units: Units, half: Half, null: NDArray[np.float64]
+    feature: int, selection_auroc: float, score: NDArray[np.float64], units: Units, half: Half
 ) -> FoundFeature:
     held, positive = score[units.heldout], half.positive
     threshold = best_threshold(score[~units.heldout], units.positive[~units.heldout])
@@ -93,20 +117,24 @@ def _measure(
     active = held > 0
     density = float(active.mean())
     return FoundFeature(
-        feature=one.feature,
+        feature=feature,
         name="",
         auroc=interval.auroc,
         auroc_low=interval.low,
         auroc_high=interval.high,
-        p_adjusted=float((1 + (null >= interval.auroc - 1e-12).sum()) / (len(null) + 1)),
+        p_adjusted=1.0,
         f1=f1_at(held, positive, threshold),
         threshold=threshold,
         density=density,
         mean_positive=_mean(held[active & positive]),
         mean_negative=_mean(held[active & ~positive]),
         lift=float(active[positive].mean()) / density if density else 0.0,
-        selection_auroc=one.selection_auroc,
+        selection_auroc=selection_auroc,
     )
+
+
+def _share_reaching(auroc: float, best: NDArray[np.float64]) -> float:
+    return float((1 + (best >= auroc - 1e-12).sum()) / (len(best) + 1))
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -5,6 +5,7 @@ A score is given by its entries above 0; all other units have 0 and are tied.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,8 +71,10 @@ def auroc_interval(score: NDArray[np.float64], half: Half) -> Interval:
     """Return the AUROC of one score with its 95 % interval.
 
     The variance is Obuchowski's (1997) for clustered data, with documents as clusters; where every document has one
-    unit it is DeLong's. The interval is made on the logit scale, so that it stays between 0 and 1; at an AUROC of 0
-    or 1, where that has no width, one error in 2 positives x negatives is assumed.
+    unit it is DeLong's (1988). The interval is made on the logit scale, so that it stays between 0 and 1. Where that
+    variance is 0, as at an AUROC of 0 or 1, it says nothing, and the interval is Newcombe's score interval (Statistics
+    in Medicine 25:559, 2006, method 5) for as many positives and negatives as there are documents with them. Taking
+    documents for its sample sizes is this project's choice and a careful one: the interval becomes wider.
 
     Args:
         score: Value of every unit ``[n]``.
@@ -89,14 +92,36 @@ def auroc_interval(score: NDArray[np.float64], half: Half) -> Interval:
     if min(i10, i01) < 2:
         return Interval(theta, 0.0, 1.0)
     s10, s01 = (v10**2).sum() * i10 / (i10 - 1) / m, (v01**2).sum() * i01 / (i01 - 1) / n
-    s11 = (v10 * v01).sum() * size / (size - 1) if size > 1 else 0.0
-    variance = max(0.0, s10 / m + s01 / n + 2 * s11 / (m * n))
-    inner = min(max(theta, 0.5 / (m * n)), 1 - 0.5 / (m * n))
-    least = 1 / (12 * min(i10, i01) ** 2) if theta in (0.0, 1.0) else 0.0
-    width = Z95 * np.sqrt(max(variance, least)) / (inner * (1 - inner))
-    middle = np.log(inner / (1 - inner))
+    s11 = (v10 * v01).sum() * size / (size - 1)
+    variance = s10 / m + s01 / n + 2 * s11 / (m * n)
+    if theta in (0.0, 1.0) or variance <= 1e-20:
+        return Interval(theta, *score_bounds(theta, i10, i01))
+    width = Z95 * np.sqrt(variance) / (theta * (1 - theta))
+    middle = np.log(theta / (1 - theta))
     low, high = 1 / (1 + np.exp(-np.clip([middle - width, middle + width], -700, 700)))
-    return Interval(theta, min(float(low), theta), max(float(high), theta))
+    return Interval(theta, float(low), float(high))
+
+
+def score_bounds(auroc: float, m: int, n: int) -> tuple[float, float]:
+    """Return Newcombe's (2006, method 5) 95 % interval of an AUROC of ``m`` positives and ``n`` negatives.
+
+    Its ends are the values t with ``|auroc - t| = 1.96 sqrt(V(t))``, where V is the variance that Hanley and McNeil
+    (1982) give for exponential scores, made symmetric in m and n.
+    """
+
+    def misses(t: float) -> bool:
+        extra = (m + n) / 2 - 1
+        variance = t * (1 - t) * (1 + extra * ((1 - t) / (2 - t) + t / (1 + t))) / (m * n)
+        return abs(auroc - t) > Z95 * variance**0.5
+
+    def end(outer: float) -> float:
+        inner = auroc
+        for _ in range(60):
+            middle = (inner + outer) / 2
+            inner, outer = (inner, middle) if misses(middle) else (middle, outer)
+        return inner
+
+    return end(0.0), end(1.0)
 
 
 def _placements(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -125,7 +150,9 @@ def f1_at(score: NDArray[np.float64], positive: NDArray[np.bool_], threshold: fl
     return float(2 * (called & positive).sum() / (called.sum() + positive.sum()))
 
 
-def null_maxima(scores: NDArray[np.float64], half: Half, draws: int, seed: int) -> NDArray[np.float64]:
+def null_maxima(
+    scores: NDArray[np.float64], half: Half, draws: int, seed: int, tick: Callable[[], None] = lambda: None
+) -> NDArray[np.float64]:
     """Return the largest AUROC of some scores under each of many random placements of the positives.
 
     Scores stay as they are, so that chance has features of exactly the same densities. Where documents hold both
@@ -136,7 +163,8 @@ def null_maxima(scores: NDArray[np.float64], half: Half, draws: int, seed: int) 
         scores: Values ``[features, n]``.
         half: Labels and documents of the units.
         draws: How many placements.
-        seed: Decides them.
+        seed: Decides them: placements are the same for other scores, so that blocks of features can be joined.
+        tick: Called before each placement.
     """
     from_ranks = np.stack([_ranks(score) for score in scores])
     n_pos = int(half.positive.sum())
@@ -149,6 +177,7 @@ def null_maxima(scores: NDArray[np.float64], half: Half, draws: int, seed: int) 
     within = np.arange(len(half.positive)) - starts[half.document]
     found = np.empty(draws)
     for draw in range(draws):
+        tick()
         if mixed:
             turn = chance.integers(0, sizes)
             labels = half.positive[
@@ -160,7 +189,7 @@ def null_maxima(scores: NDArray[np.float64], half: Half, draws: int, seed: int) 
         if count in (0, len(labels)):
             found[draw] = 0.5
             continue
-        wins = from_ranks[:, labels].sum(axis=1) - count * (count + 1) / 2
+        wins = from_ranks[:, np.flatnonzero(labels)].sum(axis=1) - count * (count + 1) / 2
         found[draw] = (wins / (count * (n_pos + n_neg - count))).max()
     return found
 

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from saelab.errors import UsageError
+from saelab.errors import Interrupted, UsageError
 from saelab.features.codes import CodeShard
-from saelab.features.find.pooled import pooled_blocks
+from saelab.features.find.pooled import PooledCodes
 from saelab.features.find.rank import rank_features
 from saelab.features.find.result import neutral
 from saelab.features.find.spec import FindConfig, read_set
 from saelab.features.find.units import label_units
+from saelab.features.find.watch import Watch
+from saelab.interrupts import StopRequest
 from saelab_kernels.code import SparseCode
 
 N, D, PLANTED = 1200, 50, 17
@@ -40,7 +42,8 @@ def shard(dense, start, stop):
 def test_pooling_is_that_of_the_dense_matrix(planted, pool, pairs):
     dense, units, shards = planted
     found = np.zeros((D, len(units.positive)))
-    for block in pooled_blocks(lambda: shards, units, D, pool, pairs):
+    codes = PooledCodes(shards=lambda: shards, units=units, d_sae=D, pool=pool, pairs=pairs, watch=Watch())
+    for block in codes.blocks(codes.counts(), "reading"):
         found[block.feature, block.unit] = block.value
     by_unit = dense.astype(np.float32).astype(float).reshape(-1, 4, D)
     wanted = by_unit.max(axis=1) if pool == "max" else by_unit.mean(axis=1)
@@ -64,6 +67,40 @@ def test_the_planted_feature_is_first(planted, pairs):
     assert best.lift == pytest.approx(1 / units.positive[held].mean())
     assert best.p_adjusted == pytest.approx(0.01)
     assert ranking.features[1].auroc < 0.7
+
+
+def test_blocks_change_nothing(planted):
+    _, units, shards = planted
+    whole, cut = (
+        rank_features(lambda: shards, units, D, FindConfig(limit=7, draws=40, pairs=pairs))
+        for pairs in (10**6, 10)
+    )
+    assert whole == cut
+
+
+@pytest.mark.parametrize("checks", [1, 2, 5, 20, 60])
+def test_a_search_ends_when_it_is_asked_to(planted, monkeypatch, checks):
+    _, units, shards = planted
+    stop, check, calls = StopRequest(), Watch.check, []
+
+    def counting(self):
+        calls.append(1)
+        if len(calls) == checks:
+            stop.ask()
+        check(self)
+
+    monkeypatch.setattr(Watch, "check", counting)
+    with pytest.raises(Interrupted, match="nothing was written"):
+        rank_features(lambda: shards, units, D, FindConfig(limit=5, draws=99), Watch(N, stop))
+    assert len(calls) == checks
+
+
+def test_a_search_shows_how_far_it_is(planted, capsys):
+    _, units, shards = planted
+    rank_features(lambda: shards, units, D, FindConfig(limit=5, draws=99), Watch(N, quiet=False))
+    shown = capsys.readouterr().err
+    assert f"counting codes: {N:,} tokens" in shown and f"comparing: {N:,} tokens" in shown
+    assert "placing at random: 495 placements" in shown
 
 
 def test_documents_are_in_one_half(planted):

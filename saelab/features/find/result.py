@@ -71,6 +71,8 @@ class Found:
     """Documents of the held-out half."""
     n_in_both: int
     """Units in both sets, left out."""
+    n_from_corpus: int
+    """Texts of files that are documents of the indexed corpus, whose codes were taken from there."""
     n_compared: int
     """Features that are active on a unit of the selection half."""
     null_auroc_95: float
@@ -101,7 +103,11 @@ class Found:
         write_aside(path, lambda file: _write(file, buffer.getvalue()))
 
     def __str__(self) -> str:
-        lines = [
+        there = (
+            f"{self.n_from_corpus:,} of the texts are documents of the indexed corpus, whose codes were taken"
+        )
+        lines = [there] if self.n_from_corpus else []
+        lines += [
             f"{self.n_positive:,} positive and {self.n_negative:,} negative {self.unit}s of {self.n_documents:,} "
             f"held-out documents; {self.n_compared:,} features compared on the other half, {len(self.features)} shown",
             f"by chance the best of these stays below AUROC {self.null_auroc_95:.3f} (95 % of random placements)",

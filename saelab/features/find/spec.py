@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
+
+import regex
 
 from saelab.errors import UsageError
 
@@ -18,7 +19,9 @@ class FindConfig:
     """What is compared, and how much is reported."""
 
     unit: Unit | None = None
-    """What is told apart: whole documents, lines, or tokens; None is lines for a regex and documents otherwise."""
+    """What is told apart: whole documents, lines, or tokens; None is lines for a regex and documents otherwise.
+
+    Of what a regex matches only the first token counts as positive."""
     pool: Pool = "max"
     """A feature's value on a unit: the largest, or the mean, over its kept tokens."""
     limit: int = 20
@@ -54,9 +57,16 @@ class TextSet:
     """The column's value."""
 
     @property
-    def pattern(self) -> re.Pattern[str]:
+    def shown(self) -> str:
+        """The set as it is written on the command line."""
+        return {"regex": f"re:{self.what}", "column": f"column:{self.what}={self.value}", "file": self.what}[
+            self.kind
+        ]
+
+    @property
+    def pattern(self) -> regex.Pattern[str]:
         """The regex; ``^`` and ``$`` are the ends of lines."""
-        return re.compile(self.what, re.MULTILINE)
+        return regex.compile(self.what, regex.MULTILINE)
 
 
 def read_set(given: str) -> TextSet:
@@ -68,8 +78,8 @@ def read_set(given: str) -> TextSet:
     if given.startswith(REGEX):
         found = TextSet("regex", given.removeprefix(REGEX))
         try:
-            empty = found.pattern.match("") is not None
-        except re.error as error:
+            empty = found.pattern.match("", timeout=1.0) is not None
+        except regex.error as error:
             raise UsageError(f"find: {given!r} is no regular expression: {error}") from error
         if empty:
             raise UsageError(f"find: {given!r} matches the empty text, so it matches everywhere")

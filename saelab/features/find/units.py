@@ -65,7 +65,8 @@ def label_units(
             if not (half & (labels == label)).any():
                 raise UsageError(
                     f"find: the {name} half has no {which} unit ({int(labels.sum()):,} positive and "
-                    f"{int((~labels).sum()):,} negative units in {len(np.unique(documents)):,} documents); "
+                    f"{int((~labels).sum()):,} negative units in {len(np.unique(documents)):,} documents, "
+                    f"{int((both & (size > 0)).sum()):,} in both sets left out); "
                     "each set needs units in at least 2 documents"
                 )
     return Units(

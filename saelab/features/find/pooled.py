@@ -88,11 +88,10 @@ class PooledCodes:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """Return unit, feature and value of the codes of wanted features that lie in a unit."""
         columns = shard.code.columns.numpy()
-        of_row = self.units.of_token[shard.token_index.numpy()]
-        unit = of_row[shard.code.row_ids().numpy()]
-        inside = wanted[columns] & (unit >= 0)
-        values = shard.code.values.numpy()[inside].astype(np.float64)
-        return unit[inside], columns[inside].astype(np.int64), values
+        asked = np.flatnonzero(wanted[columns])
+        unit = self.units.of_token[shard.token_index.numpy()][shard.code.row_ids().numpy()[asked]]
+        asked, unit = asked[unit >= 0], unit[unit >= 0]
+        return unit, columns[asked].astype(np.int64), shard.code.values.numpy()[asked].astype(np.float64)
 
 
 def _merge(

@@ -30,7 +30,7 @@ class FindConfig:
     """Random placements of the positives that say what the best candidate would reach by chance."""
     seed: int = 0
     """Decides the halves and the placements."""
-    pairs: int = 2**24
+    pairs: int = 2**23
     """(Unit, feature) pairs that are in memory at once, about; features are looked at block by block."""
 
     def check(self) -> None:

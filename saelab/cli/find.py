@@ -25,7 +25,7 @@ class Options(Common):
     negative: str | None = None
     """Those that it should not be active on; for `re:` and `column:` the rest where not given."""
     unit: Unit | None = None
-    """What is told apart: documents, lines or tokens (the first of each match); lines for a regex, documents otherwise."""
+    """What is told apart: documents, lines or tokens (a match's first); lines for a regex, documents otherwise."""
     pool: Pool = "max"
     """A feature's value on a unit: the largest, or the mean, over its kept tokens."""
     limit: int = FindConfig.limit

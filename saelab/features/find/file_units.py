@@ -105,17 +105,7 @@ def units_of_files(
             encoder = TextEncoder(run, TextSpec(source=path, column=column), shared, stop)
             own = [number for number in missing if texts[number].path == path]
             encoded.add(encoder, texts, own, progress)
-    owner, keep = np.concatenate(encoded.owners), np.concatenate(encoded.keeps)
-    n = len(texts)
-    units = label_units(
-        owner,
-        keep,
-        np.arange(n, dtype=np.int64),
-        np.array([0 in one.sets for one in texts], dtype=np.bool_),
-        np.array([1 in one.sets for one in texts], dtype=np.bool_),
-        [hashlib.blake2b(_content(one.document).encode(), digest_size=16).hexdigest() for one in texts],
-        seed,
-    )
+    units = _labelled(texts, encoded, seed)
 
     def shards() -> Iterator[CodeShard]:
         there = index.codes() if index is not None and places else iter(())
@@ -145,6 +135,19 @@ class _Encoded:
             self.owners.append(numbers[corpus.document_of(np.arange(corpus.n_tokens))])
             self.keeps.append(np.asarray(corpus.keep))
             progress.advance(len(numbers))
+
+
+def _labelled(texts: list[_Text], encoded: _Encoded, seed: int) -> Units:
+    names = [hashlib.blake2b(_content(one.document).encode(), digest_size=16).hexdigest() for one in texts]
+    return label_units(
+        np.concatenate(encoded.owners),
+        np.concatenate(encoded.keeps),
+        np.arange(len(texts), dtype=np.int64),
+        np.array([0 in one.sets for one in texts], dtype=np.bool_),
+        np.array([1 in one.sets for one in texts], dtype=np.bool_),
+        names,
+        seed,
+    )
 
 
 def _texts_of(paths: Sequence[str], column: str) -> list[_Text]:

@@ -246,7 +246,7 @@ class FeatureIndex(IndexFacts):
         """
         if not self.has("codes"):
             raise UsageError(
-                f"{self.path} has no codes; keep them with: saelab index {self.run_path or 'RUN'} --keep-codes"
+                f"{self.path} has no codes; keep them with: saelab index {self.run_path or 'RUN'} --keep-codes True"
             )
         return (read_shard(self.path / name, self.d_sae) for name in self._opened.code_shards)
 

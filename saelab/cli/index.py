@@ -11,7 +11,7 @@ import tyro
 from saelab.cli.options import Common, Count, Result
 from saelab.cli.text_options import TextOptions
 from saelab.errors import UsageError
-from saelab.features.spec import DEFAULT_PARTS, PARTS, IndexConfig, Part
+from saelab.features.spec import DEFAULT_PARTS, PARTS, IndexConfig, Mode, Part
 
 if TYPE_CHECKING:
     from saelab.features.indexing import HowToIndex, IndexSource
@@ -39,6 +39,8 @@ class Options(TextOptions, Common):
     """Name of the index, in each run's folder indexes."""
     parts: tuple[Part, ...] = DEFAULT_PARTS
     """Further tables: nearest decoder directions, features active together, places just below the threshold."""
+    mode: Mode = "exact"
+    """`exact` keeps all codes on disk while it works; `streaming` keeps a bounded state, for 100M tokens and more."""
     top: int = IndexConfig.top
     """Strongest examples of a feature."""
     seed: int = IndexConfig.seed
@@ -101,7 +103,7 @@ def _how(options: Options) -> HowToIndex:
     from saelab.features.indexing import HowToIndex
 
     return HowToIndex(
-        config=IndexConfig(tokens=options.tokens, top=options.top, seed=options.seed),
+        config=IndexConfig(tokens=options.tokens, mode=options.mode, top=options.top, seed=options.seed),
         parts=options.parts,
         name=options.name,
         keep_codes=options.keep_codes,
@@ -123,6 +125,7 @@ def _describe(place: Path) -> dict[str, Any]:
         "n_documents": content["corpus"]["n_documents"],
         "parts": content["parts"],
         "has_codes": content["has_codes"],
+        "approximate": content.get("approximate", []),
         "bytes": sum(facts["bytes"] for facts in manifest.files.values()),
     }
 
@@ -131,8 +134,9 @@ def _line(record: dict[str, Any]) -> str:
     from saelab.quantities import format_bytes
 
     parts = ", ".join([*record["parts"], *(["codes"] if record["has_codes"] else [])])
+    sampled = ", ".join(record["approximate"])
     return (
         f"{record['index']}: {record['n_features']:,} features ({record['n_alive']:,} alive) over "
         f"{record['n_tokens']:,} tokens of {record['n_documents']:,} documents, {format_bytes(record['bytes'])}; "
-        f"{parts}"
+        f"{parts}" + (f"\n  estimated from samples: {sampled}" if sampled else "")
     )

@@ -25,6 +25,7 @@ from saelab.features.building.logits import find_lens
 from saelab.features.building.request import is_finished, take_over
 from saelab.features.schema import INDEXES
 from saelab.features.spec import DEFAULT_PARTS, PARTS, IndexConfig, Part, index_config_from_json
+from saelab.features.streaming.builder import require_streamable
 from saelab.interrupts import StopRequest
 from saelab.lm.hooks import resolve_all
 from saelab.lm.load import LanguageModel
@@ -149,6 +150,8 @@ def add_parts(
 def _index(run: Run, source: IndexSource, how: HowToIndex, shared: Shared, stop: StopRequest) -> Path:
     if run.aligned_paths:
         raise UsageError(f"{run.path} reads several models at once; an index shows one model's text")
+    if how.config.mode == "streaming":
+        require_streamable(how.parts, how.keep_codes)
     folder = IndexFolder(index_place(run, how.name, how.out))
     harvest = _harvest(run, source, how, shared)
     request = _request(run, source, how, harvest, shared)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from saelab.errors import DamagedFileError, UsageError
 from saelab.fields import read_fields
 
+Mode = Literal["exact", "streaming"]
 Part = Literal["neighbors", "coactivation", "near-miss"]
 PARTS: tuple[Part, ...] = ("neighbors", "coactivation", "near-miss")
 DEFAULT_PARTS: tuple[Part, ...] = ("neighbors", "coactivation")
@@ -19,6 +20,8 @@ class IndexConfig:
 
     tokens: int = 0
     """Kept tokens to index at most, in whole rows; 0 for all that there are."""
+    mode: Mode = "exact"
+    """``exact`` keeps all codes on disk while it works, ``streaming`` a bounded state whatever the number of tokens."""
     top: int = 32
     """Strongest examples of a feature, at most one from each document."""
     intervals: int = 8

@@ -18,15 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from saelab.features.building.by_feature import Firings
-from saelab.features.building.corpus import Stretch
-from saelab.features.building.draw import lots, smallest
+from saelab.features.building.corpus import Corpus, Stretch
 from saelab.features.codes import shard_name
 from saelab.storage.tensors import TensorFile
 
 LEAST_TOGETHER = 5
-PURPOSE = 100
-"""Of the draw: another one than those of the examples."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +38,27 @@ class Companions:
 
 
 class CodeRows:
-    """Reads the codes of single tokens from the shards.
+    """Reads the codes of single tokens from shards that hold them, and perhaps not all others.
 
     Args:
         codes: Folder of the shards.
+        corpus: What they are codes of.
         stretches: Of the corpus, one for each shard.
     """
 
-    def __init__(self, codes: Path, stretches: Sequence[Stretch]) -> None:
+    def __init__(self, codes: Path, corpus: Corpus, stretches: Sequence[Stretch]) -> None:
         self._files = [TensorFile(codes / shard_name(number)) for number in range(len(stretches))]
         self._columns = [file.mapped("columns") for file in self._files]
         self._offsets = [file.mapped("row_offsets") for file in self._files]
-        self._ends = np.array([stretch.last_row for stretch in stretches], dtype=np.int64)
-        self._starts = np.array([stretch.first_row for stretch in stretches], dtype=np.int64)
+        self._tokens = [file.mapped("token_index") for file in self._files]
+        self._ends = corpus.row_starts[[stretch.last_sequence for stretch in stretches]]
 
-    def columns(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the active features of some activation rows, one after the other."""
+    def columns(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the active features of some token positions, one after the other."""
         found = []
-        shards = np.searchsorted(self._ends, rows, side="right")
+        shards = np.searchsorted(self._ends, positions, side="right")
         for shard in np.unique(shards).tolist():
-            local = rows[shards == shard] - self._starts[shard]
+            local = np.searchsorted(self._tokens[shard], positions[shards == shard])
             first, last = self._offsets[shard][local], self._offsets[shard][local + 1]
             sizes = last - first
             place = np.repeat(first - np.cumsum(sizes) + sizes, sizes) + np.arange(int(sizes.sum()))
@@ -75,41 +72,36 @@ class CodeRows:
 
 
 def companions(
-    firings: Firings,
+    feature: int,
+    sampled: NDArray[np.int64],
     codes: CodeRows,
     counts: NDArray[np.int64],
     n_kept: int,
-    *,
     n: int,
-    samples: int,
-    seed: int,
 ) -> Companions:
     """Return the features that are most often active where one feature is.
 
     Args:
-        firings: Of the feature.
-        codes: Of all kept tokens.
+        feature: Index of the feature.
+        sampled: Token positions that were drawn of those where it is active.
+        codes: Of these tokens.
         counts: Firings of every feature, ``[d_sae]``.
         n_kept: Kept tokens.
         n: How many are returned at most.
-        samples: Active tokens that are looked at, at most.
-        seed: Of the draw.
     """
-    draws = lots(seed, PURPOSE, firings.feature, firings.rows)
-    rows = np.sort(firings.rows[smallest(draws, samples)])
-    together = np.bincount(codes.columns(rows), minlength=len(counts))
-    together[firings.feature] = 0
+    together = np.bincount(codes.columns(np.sort(sampled)), minlength=len(counts))
+    together[feature] = 0
     others = np.flatnonzero(together >= LEAST_TOGETHER)
     n_both = together[others]
-    p_own, p_others = len(firings.rows) / n_kept, counts[others] / n_kept
-    p_other = n_both / max(len(rows), 1)
+    p_own, p_others = counts[feature] / n_kept, counts[others] / n_kept
+    p_other = n_both / max(len(sampled), 1)
     spread = np.sqrt(p_own * (1 - p_own) * p_others * (1 - p_others))
     phi = np.divide(p_own * (p_other - p_others), spread, out=np.zeros(len(others)), where=spread > 0)
     order = np.argsort(-phi, kind="stable")
     order = order[phi[order] > 0][:n]
     return Companions(
         others[order],
-        len(rows),
+        len(sampled),
         n_both[order],
         p_other[order],
         p_other[order] / p_others[order],

@@ -89,13 +89,18 @@ class Corpus(ABC):
         span = np.searchsorted(self.span_starts, positions, side="right") - 1
         return self.span_starts[span], self.span_starts[span + 1]
 
-    def stretches(self, kept: int) -> list[Stretch]:
+    def first_rows(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the first activation row of rows of tokens; where one keeps nothing, that of the next."""
+        return np.where(sequences > 0, self._kept_ends[sequences - 1], 0)
+
+    def stretches(self, kept: int, within: Stretch | None = None) -> list[Stretch]:
         """Cut the corpus into whole rows of tokens, each stretch ending with the rows that fill it with ``kept``.
 
-        A longer corpus begins with the same stretches but for the last one.
+        A longer corpus begins with the same stretches but for the last one. A stretch can be cut further: ``within``.
         """
-        ends, n = self._kept_ends, len(self._kept_ends)
-        found, first, before = [], 0, 0
+        ends = self._kept_ends
+        whole = within or Stretch(0, len(ends), 0, self.n_kept)
+        found, first, n, before = [], whole.first_sequence, whole.last_sequence, whole.first_row
         while first < n:
             full = int(np.searchsorted(ends, before + kept)) + 1
             last = min(-(-full // self._together) * self._together, n)

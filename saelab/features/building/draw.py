@@ -16,21 +16,34 @@ def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def lots(seed: int, purpose: int, feature: int, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return a number for each position; the smallest ones of a set are a uniform sample of it.
+def draw_keys(seed: int, purpose: int, features: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return what tells the draws of each feature apart, for `lots_of`.
 
     Args:
         seed: Of the index.
         purpose: Different draws of one feature are independent.
-        feature: Index of the feature.
-        positions: Token positions.
+        features: Indices of features.
+    """
+    keys = np.zeros(len(features), dtype=np.uint64)
+    salts = (np.uint64(seed), np.uint64(purpose), features.astype(np.uint64))
+    with np.errstate(over="ignore"):
+        for salt in salts:
+            keys = mixed(keys + salt + _GOLDEN)
+    return keys
+
+
+def lots_of(keys: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a number for each key and token position; the smallest ones of a set are a uniform sample of it.
+
+    Numbers of one key are all different.
     """
     with np.errstate(over="ignore"):
-        salt = np.array([seed, purpose, feature], dtype=np.uint64)
-        key = np.uint64(0)
-        for part in salt:
-            key = mixed(np.array([key + part + _GOLDEN], dtype=np.uint64))[0]
-        return mixed(positions.astype(np.uint64) * _GOLDEN + key)
+        return mixed(positions.astype(np.uint64) * _GOLDEN + keys)
+
+
+def lots(seed: int, purpose: int, feature: int, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return the numbers of one feature; see `draw_keys` and `lots_of`."""
+    return lots_of(draw_keys(seed, purpose, np.array([feature])), positions)
 
 
 def smallest(numbers: NDArray[np.uint64], n: int) -> NDArray[np.int64]:

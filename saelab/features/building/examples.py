@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,8 @@ class Chosen:
 
     kind: int
     bin: int
-    rows: NDArray[np.int64]
-    """Activation rows of the peaks, in order of their rank."""
+    positions: NDArray[np.int64]
+    """Token positions of the peaks, in order of their rank."""
     activations: NDArray[np.float32]
     """On the peaks."""
 
@@ -93,21 +94,18 @@ class Chooser:
         rows = rows[firings.rows[place] != rows]
         draws = lots(self._config.seed, NON_ACTIVE, firings.feature, self.positions[rows])
         rows = rows[smallest(draws, self._config.non_active)]
-        return Chosen(NON_ACTIVE, 0, rows, np.zeros(len(rows), dtype=np.float32))
+        return Chosen(NON_ACTIVE, 0, self.positions[rows], np.zeros(len(rows), dtype=np.float32))
 
     def documents(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the document of each activation row."""
         return self._documents[rows]
 
     def windows(
-        self, firings: Firings, rows: NDArray[np.int64]
+        self, firings: Firings, peaks: NDArray[np.int64]
     ) -> tuple[list[NDArray[np.int16]], list[NDArray[np.float32]]]:
         """Return offsets and activations of a feature around peaks, within the window, the row and the document."""
         active = self.positions[firings.rows]
-        peaks = self.positions[rows]
-        start, end = self._corpus.span_of(peaks)
-        low = np.maximum(peaks - self._config.window, start)
-        high = np.minimum(peaks + self._config.window + 1, end)
+        low, high = window_of(self._corpus, peaks, self._config.window)
         first, last = np.searchsorted(active, low), np.searchsorted(active, high)
         offsets = [
             (active[a:b] - peak).astype(np.int16)
@@ -115,29 +113,40 @@ class Chooser:
         ]
         return offsets, [firings.values[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
 
-    def window_hashes(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Return a hash of the tokens around each peak: of 8 on either side, within row and document."""
-        peaks = self.positions[rows]
-        around = peaks[:, None] + np.arange(-HASH_TOKENS, HASH_TOKENS + 1)
-        start, end = self._corpus.span_of(peaks)
-        inside = (around >= start[:, None]) & (around < end[:, None])
-        tokens = np.where(inside, self._corpus.tokens[np.where(inside, around, 0)] + 1, 0).astype(np.uint64)
-        found = np.zeros(len(peaks), dtype=np.uint64)
-        for column in tokens.T:
-            with np.errstate(over="ignore"):
-                found = mixed(found * np.uint64(31) + column)
-        return found
-
     def _of(self, firings: Firings, kind: int, number: int, chosen: NDArray[np.int64]) -> Chosen:
-        return Chosen(kind, number, firings.rows[chosen], firings.values[chosen])
+        return Chosen(kind, number, self.positions[firings.rows[chosen]], firings.values[chosen])
 
     def _one_each(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return which rows are shown, in their order: new documents, new surroundings, as many as are wanted."""
-        _, new = np.unique(self._documents[rows], return_index=True)
-        new.sort()
-        _, first = np.unique(self.window_hashes(rows[new]), return_index=True)
-        first.sort()
-        return new[first][: self._config.top]
+        new = firsts(self._documents[rows])
+        return new[firsts(window_hashes(self._corpus, self.positions[rows[new]]))][: self._config.top]
+
+
+def firsts(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Return where each distinct value stands first, in order."""
+    _, found = np.unique(values, return_index=True)
+    return np.sort(found)
+
+
+def window_of(
+    corpus: Corpus, peaks: NDArray[np.int64], window: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first position around each peak, and the one behind the last, within its row and document."""
+    start, end = corpus.span_of(peaks)
+    return np.maximum(peaks - window, start), np.minimum(peaks + window + 1, end)
+
+
+def window_hashes(corpus: Corpus, peaks: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a hash of the tokens around each peak: of 8 on either side, within row and document."""
+    around = peaks[:, None] + np.arange(-HASH_TOKENS, HASH_TOKENS + 1)
+    start, end = corpus.span_of(peaks)
+    inside = (around >= start[:, None]) & (around < end[:, None])
+    tokens = np.where(inside, corpus.tokens[np.where(inside, around, 0)] + 1, 0).astype(np.uint64)
+    found = np.zeros(len(peaks), dtype=np.uint64)
+    for column in tokens.T:
+        with np.errstate(over="ignore"):
+            found = mixed(found * np.uint64(31) + column)
+    return found
 
 
 def _strongest(values: NDArray[np.float32], n: int) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ import torch
 
 from saelab.errors import UsageError
 from saelab.features.building.by_feature import ByFeature, write_by_feature
-from saelab.features.building.describe import example_batch
+from saelab.features.building.describe import examples_of
 from saelab.features.building.encode import encoded
 from saelab.features.building.examples import Chooser, Chosen
 from saelab.features.building.steps import Bench
@@ -76,8 +76,8 @@ def write_near_misses(bench: Bench, by_feature: ByFeature) -> None:
                     bench.check()
                     if len(missed.rows) and config.near_miss:
                         best = chooser.top(missed)
-                        chosen = Chosen(NEAR, 0, missed.rows[best], missed.values[best])
-                        yield example_batch(chooser, own, [chosen])
+                        chosen = Chosen(NEAR, 0, chooser.positions[missed.rows[best]], missed.values[best])
+                        yield examples_of(bench.corpus, chooser, own, [chosen])
                     progress.advance(1)
 
     write_table(bench.building / NEAR_MISS, batches(), EXAMPLES_SCHEMA, ROWS_OF_LISTS)

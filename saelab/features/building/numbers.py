@@ -33,16 +33,20 @@ def moments(values: NDArray[np.floating]) -> Moments:
     mean = float(wide.mean())
     centred = wide - mean
     squares = centred * centred  # powers by ** are far slower
-    variance = float(squares.mean())
+    return standardised(
+        mean,
+        float(squares.mean()),
+        float((squares * centred).mean()),
+        float((squares * squares).mean()),
+    )
+
+
+def standardised(mean: float, variance: float, third: float, fourth: float) -> Moments:
+    """Return the moments from the mean and the central moments of a population."""
     # Below it, differences are the rounding of the mean and not of the data.
     if variance <= (1e-7 * mean) ** 2:
         return Moments(mean, 0.0 if variance <= 0 else math.sqrt(variance), None, None)
-    return Moments(
-        mean,
-        math.sqrt(variance),
-        float((squares * centred).mean()) / variance**1.5,
-        float((squares * squares).mean()) / variance**2 - 3.0,
-    )
+    return Moments(mean, math.sqrt(variance), third / variance**1.5, fourth / variance**2 - 3.0)
 
 
 def quantiles(ascending: NDArray[np.floating]) -> list[float | None]:
@@ -76,7 +80,12 @@ def counts_of(bins: NDArray[np.int64], n: int) -> list[int]:
     return np.bincount(bins, minlength=n).tolist()
 
 
-def log_histogram(values: NDArray[np.float32]) -> list[int]:
-    """Return counts in half octaves: bin i holds [2^((i - 32) / 2), 2^((i - 31) / 2)), ends clipped."""
+def log_bin_of(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the half octave of each value: bin i holds [2^((i - 32) / 2), 2^((i - 31) / 2)), ends clipped."""
     half_octaves = np.floor(2.0 * np.log2(values.astype(np.float64))).astype(np.int64)
-    return counts_of(np.clip(half_octaves + LOG_BINS // 2, 0, LOG_BINS - 1), LOG_BINS)
+    return np.clip(half_octaves + LOG_BINS // 2, 0, LOG_BINS - 1)
+
+
+def log_histogram(values: NDArray[np.float32]) -> list[int]:
+    """Return how many values fell into each half octave; see `log_bin_of`."""
+    return counts_of(log_bin_of(values), LOG_BINS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
 from saelab.errors import Interrupted
 from saelab.features.building.by_feature import ByFeature
 from saelab.features.building.coactivation import CodeRows, companions
 from saelab.features.building.corpus import Corpus, Stretch
-from saelab.features.building.describe import Describer
+from saelab.features.building.describe import Describer, GroupTables
+from saelab.features.building.draw import lots, smallest
 from saelab.features.building.logits import LogitLens, TokenLeaders, logit_blocks
 from saelab.features.building.neighbors import decoder_neighbors
 from saelab.features.schema import (
@@ -29,6 +31,7 @@ from saelab.features.schema import (
     LOGIT_INVERSE_SCHEMA,
     NEIGHBORS,
     NEIGHBORS_SCHEMA,
+    RANDOM,
 )
 from saelab.features.spec import IndexConfig
 from saelab.features.tables import ROWS_OF_LISTS, ROWS_OF_PAIRS, write_table
@@ -81,18 +84,20 @@ def describe_groups(bench: Bench, by_feature: ByFeature) -> None:
             bench.check()
             assert describer is not None
             tables = describer.describe(by_feature.firings(group))
-            for name, columns, schema in (
-                ("numbers", tables.numbers, FEATURES_SCHEMA),
-                ("lists", tables.lists, DETAIL_SCHEMA),
-            ):
-                part = pa.schema([schema.field(column) for column in columns])
-                table = pa.table(columns, schema=part)
-                write_table(group_file(bench.work, name, group), table.to_batches(), part, len(table) or 1)
-            batches = (
-                tables.examples or [EXAMPLES_SCHEMA.empty_table().to_batches()[0]] if tables.examples else []
-            )
-            write_table(group_file(bench.work, "examples", group), batches, EXAMPLES_SCHEMA, ROWS_OF_LISTS)
+            write_group(bench.work, group, tables)
             progress.advance(len(group))
+
+
+def write_group(work: Path, group: range, tables: GroupTables) -> None:
+    """Write the tables of a group; that of the examples last, since it says that all are there."""
+    for name, columns, schema in (
+        ("numbers", tables.numbers, FEATURES_SCHEMA),
+        ("lists", tables.lists, DETAIL_SCHEMA),
+    ):
+        part = pa.schema([schema.field(column) for column in columns])
+        table = pa.table(columns, schema=part)
+        write_table(group_file(work, name, group), table.to_batches(), part, len(table) or 1)
+    write_table(group_file(work, "examples", group), tables.examples, EXAMPLES_SCHEMA, ROWS_OF_LISTS)
 
 
 def group_file(work: Path, name: str, group: range) -> Path:
@@ -156,43 +161,56 @@ def write_neighbors(bench: Bench) -> None:
     write_table(bench.building / NEIGHBORS, batches(), NEIGHBORS_SCHEMA, ROWS_OF_PAIRS)
 
 
-def write_coactivation(bench: Bench, by_feature: ByFeature) -> None:
-    """Write the part ``coactivation``."""
-    if (bench.building / COACTIVATION).exists():
-        return
-    codes = CodeRows(bench.codes, bench.stretches)
+def write_coactivation(
+    bench: Bench, samples: Iterable[tuple[int, NDArray[np.int64]]], counts: NDArray[np.int64], codes: Path
+) -> None:
+    """Write the part ``coactivation``.
+
+    Args:
+        bench: What is worked on.
+        samples: Every feature with token positions that were drawn of those where it is active.
+        counts: Firings of every feature, ``[d_sae]``.
+        codes: Folder of shards with the codes of these tokens.
+    """
+    rows = CodeRows(codes, bench.corpus, bench.stretches)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        with Progress("co-activation", by_feature.d_sae, "features", quiet=bench.quiet) as progress:
-            for group in by_feature.groups():
-                for firings in by_feature.firings(group):
-                    bench.check()
-                    found = companions(
-                        firings,
-                        codes,
-                        by_feature.counts,
-                        bench.corpus.n_kept,
-                        n=bench.config.neighbors,
-                        samples=bench.config.coactivation_samples,
-                        seed=bench.config.seed,
-                    )
-                    n = len(found.others)
-                    yield pa.record_batch(
-                        {
-                            "feature": np.full(n, firings.feature, dtype=np.uint32),
-                            "rank": np.arange(n, dtype=np.uint8),
-                            "other": found.others.astype(np.uint32),
-                            "n_sampled": np.full(n, found.n_sampled, dtype=np.uint32),
-                            "n_both": found.n_both.astype(np.uint32),
-                            "p_other": found.p_other.astype(np.float32),
-                            "lift": found.lift.astype(np.float32),
-                            "phi": found.phi.astype(np.float32),
-                        },
-                        schema=COACTIVATION_SCHEMA,
-                    )
-                    progress.advance(1)
+        with Progress("co-activation", len(counts), "features", quiet=bench.quiet) as progress:
+            for feature, sampled in samples:
+                bench.check()
+                found = companions(
+                    feature, sampled, rows, counts, bench.corpus.n_kept, bench.config.neighbors
+                )
+                n = len(found.others)
+                yield pa.record_batch(
+                    {
+                        "feature": np.full(n, feature, dtype=np.uint32),
+                        "rank": np.arange(n, dtype=np.uint8),
+                        "other": found.others.astype(np.uint32),
+                        "n_sampled": np.full(n, found.n_sampled, dtype=np.uint32),
+                        "n_both": found.n_both.astype(np.uint32),
+                        "p_other": found.p_other.astype(np.float32),
+                        "lift": found.lift.astype(np.float32),
+                        "phi": found.phi.astype(np.float32),
+                    },
+                    schema=COACTIVATION_SCHEMA,
+                )
+                progress.advance(1)
 
     try:
         write_table(bench.building / COACTIVATION, batches(), COACTIVATION_SCHEMA, ROWS_OF_PAIRS)
     finally:
-        codes.close()
+        rows.close()
+
+
+def sampled_firings(bench: Bench, by_feature: ByFeature) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield every feature with the positions of the firings that are looked at for co-activation.
+
+    The random examples are the first of them.
+    """
+    positions = np.flatnonzero(bench.corpus.keep)
+    for group in by_feature.groups():
+        for firings in by_feature.firings(group):
+            active = positions[firings.rows]
+            draws = lots(bench.config.seed, RANDOM, firings.feature, active)
+            yield firings.feature, active[smallest(draws, bench.config.coactivation_samples)]

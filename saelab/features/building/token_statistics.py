@@ -31,6 +31,28 @@ class TokenStatistics:
     """Share of the firings in each sixteenth of the context."""
 
 
+@dataclass(frozen=True)
+class TokensAround:
+    """The part of the statistics that a sample of the firings gives an estimate of."""
+
+    tokens: tuple[TokenShare, ...]
+    previous: tuple[int, float] | None
+    next: tuple[int, float] | None
+
+
+def tokens_around(corpus: Corpus, positions: NDArray[np.int64], values: NDArray[np.float32]) -> TokensAround:
+    """Return on, after and before which tokens there are activations, of which there is at least one."""
+    wide, tokens = values.astype(np.float64), corpus.tokens
+    total = float(wide.sum())
+    start, end = corpus.span_of(positions)
+    before, after = positions > start, positions + 1 < end
+    return TokensAround(
+        _shares(tokens[positions], wide, total),
+        _strongest(tokens[positions[before] - 1], wide[before], total),
+        _strongest(tokens[positions[after] + 1], wide[after], total),
+    )
+
+
 class TokenCounter:
     """Counts tokens around firings.
 
@@ -50,16 +72,14 @@ class TokenCounter:
         wide = values.astype(np.float64)
         total = float(wide.sum())
         positions, owner = self._positions[rows], self._owner[rows]
-        starts, tokens = self._corpus.row_starts, self._corpus.tokens
-        offsets = positions - starts[owner]
-        start, end = self._corpus.span_of(positions)
-        before, after = positions > start, positions + 1 < end
+        offsets = positions - self._corpus.row_starts[owner]
         assert self._is_first is not None
         bins = np.bincount(offsets * POSITION_BINS // self._context, minlength=POSITION_BINS)
+        around = tokens_around(self._corpus, positions, values)
         return TokenStatistics(
-            tokens=_shares(tokens[positions], wide, total),
-            previous=_strongest(tokens[positions[before] - 1], wide[before], total),
-            next=_strongest(tokens[positions[after] + 1], wide[after], total),
+            tokens=around.tokens,
+            previous=around.previous,
+            next=around.next,
             first_position_share=float(wide[self._is_first[rows]].sum()) / total,
             positions=tuple((bins / len(rows)).tolist()),
         )

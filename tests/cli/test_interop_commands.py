@@ -135,7 +135,8 @@ def test_an_imported_run_is_indexed_and_reported(saelab, saelab_json, store_and_
         "rows"
     ]
     assert rows == 300
-    code, _, err = saelab("report", imported, "--out", tmp_path / "page.html")
+    page = ("--overlay", tmp_path / "of-text", "--out", tmp_path / "page.html")
+    code, _, err = saelab("report", imported, *page)
     assert code == 0, err
     assert "imported from" in (tmp_path / "page.html").read_text()
 

@@ -66,8 +66,9 @@ class JumpReLU(SteeredRecipe):
     The coefficient is steered so that L0 reaches k (reconstruction, see `SparsityControl`), and all thresholds are
     moved together by the same error, `log theta += e / (4 integral_share * steps)` (ours): gradients move them by the
     learning rate, which is too slow in short runs and stops at the end, where L0 rises as the noise goes. Four times
-    as fast, rare features are shut out for good (measured). The coefficient then decides which features pay. A fixed one is the paper's lambda times `d_in`, and moves no threshold
-    but by its gradient. Inference is the training forward, with a threshold for each feature.
+    as fast, rare features are shut out for good (measured). The coefficient then decides which features pay. A fixed
+    one is the paper's lambda times `d_in`, and moves no threshold but by its gradient. Inference is the training
+    forward, with a threshold for each feature.
     """
 
     name: ClassVar[str] = "jumprelu"

@@ -92,7 +92,8 @@ def test_memory_is_the_peak_of_the_steps_alone(start):
     with start(["-c", SERVED], "large") as large, start(["-c", SERVED], "sums") as small:
         large.step(0)
         small.step(0)
-        assert 64 <= large.memory() / 2**20 < 80
+        # 64 MiB, as far as the system's count of pages goes, which lags behind by some tens of them.
+        assert 63 <= large.memory() / 2**20 < 80
         assert small.memory() / 2**20 < 8
 
 

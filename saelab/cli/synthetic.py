@@ -121,6 +121,7 @@ _COLUMNS = (
     ("mmcs", "MMCS", "{:.3f}"),
     ("precision", "precision", "{:.1%}"),
     ("recall", "recall", "{:.1%}"),
+    ("absorption", "absorption", "{:.1%}"),
     ("l0", "L0", "{:.2f}"),
     ("fvu", "FVU", "{:.4f}"),
     ("dead_fraction", "dead", "{:.1%}"),

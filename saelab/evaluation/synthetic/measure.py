@@ -12,7 +12,9 @@ import torch
 from saelab.evaluation.autoencoder import Autoencoder, reconstruct_tile, tiles
 from saelab.evaluation.consistency import max_cosines, partnered_share, partners
 from saelab.evaluation.reconstruction import ReconstructionAccumulator, ReconstructionMetrics
+from saelab.evaluation.synthetic.absorption import AbsorptionAccumulator
 from saelab.evaluation.synthetic.firing import Firing, FiringAccumulator
+from saelab.evaluation.synthetic.hierarchical import HierarchicalFeatures
 from saelab.evaluation.synthetic.planted import Planted
 from saelab.evaluation.synthetic.recovery import Recovery, measure_recovery
 from saelab_kernels.shapes import Bool, Float, Tensor
@@ -29,6 +31,8 @@ class Measured:
     recovery: Recovery
     firing: Firing
     """Of the pairs at a cosine above 0.9."""
+    absorption: float | None
+    """Of parents by their children; None for data without any, and where no parent has a latent."""
     reconstruction: ReconstructionMetrics
     W_dec: Float[Tensor, "d_sae d_in"]
     alive: Bool[Tensor, " d_sae"]
@@ -38,7 +42,8 @@ class Measured:
         """Return the figures as plain JSON values, side by side."""
         found = asdict(self.reconstruction)
         n_tokens = found.pop("n_tokens")
-        return {**asdict(self.recovery), **asdict(self.firing), **found, "n_tokens": n_tokens}
+        own = {"absorption": self.absorption, "n_tokens": n_tokens}
+        return {**asdict(self.recovery), **asdict(self.firing), **found, **own}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +70,25 @@ def measure(sae: Autoencoder, planted: Planted, rows: int) -> Measured:
     """
     W_dec, directions = sae.W_dec.detach().cpu(), planted.directions()
     reconstruction = ReconstructionAccumulator(planted.d_in, W_dec.shape[0])
-    firing = FiringAccumulator(partners(directions, W_dec, 0.9))
+    matched = partners(directions, W_dec, 0.9)
+    firing, absorption = FiringAccumulator(matched), None
+    if isinstance(planted, HierarchicalFeatures):
+        absorption = AbsorptionAccumulator(matched, planted.parents())
     for number, stretch in enumerate(tiles(rows, TILE)):
         batch = planted.batch(FRESH_INDEX + number, stretch.stop - stretch.start)
         found = reconstruct_tile(sae, batch.x.to(sae.W_dec.device), TILE)
         reconstruction.update(batch.x, found.x_hat.cpu(), found.code)
         firing.update(batch.coefficients, found.code)
+        if absorption is not None:
+            absorption.update(batch.coefficients, found.code)
     alive = reconstruction.features().count > 0
     return Measured(
-        measure_recovery(W_dec, directions, alive), firing.result(), reconstruction.result(), W_dec, alive
+        recovery=measure_recovery(W_dec, directions, alive),
+        firing=firing.result(),
+        absorption=None if absorption is None else absorption.result(),
+        reconstruction=reconstruction.result(),
+        W_dec=W_dec,
+        alive=alive,
     )
 
 

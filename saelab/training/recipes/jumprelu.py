@@ -37,6 +37,8 @@ FIRST_GUESS = 0.1
 START_ROWS = 8_192
 SMALLEST_THETA = 1e-3
 LR_SHARE = 0.6
+SLOWEST = 0.25
+"""Speed at the start with which all thresholds follow the error of L0; that of the control's integral is 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,11 +64,12 @@ class JumpReLU(SteeredRecipe):
     0.6 times the common default: at the full one the noise of single steps closes features while it lasts (measured).
 
     The coefficient is steered so that L0 reaches k (reconstruction, see `SparsityControl`), and all thresholds are
-    moved together by the same error, `log theta += share e / (integral_share * steps)`, where share is how much of the
-    run is done (ours): gradients move them by the learning rate, which is too slow in short runs and stops at the
-    end, where L0 rises as the noise goes. As fast from the start, rare features are shut out for good (measured).
-    The coefficient then decides which features pay. A fixed one is the paper's lambda times `d_in`, and moves no
-    threshold but by its gradient. Inference is the training forward, with a threshold for each feature.
+    moved together by the same error, `log theta += speed e / (integral_share * steps)` (ours): gradients move them by
+    the learning rate, which is too slow in short runs and stops at the end, where L0 rises as the noise goes. The
+    speed is a quarter at the start and `1/4 + 3/4 share^2` when a share of the run is done: at full speed from the
+    start rare planted features are shut out for good, at a quarter to the end L0 ends above k (measured). The
+    coefficient then decides which features pay. A fixed one is the paper's lambda times `d_in`, and moves no threshold
+    but by its gradient. Inference is the training forward, with a threshold for each feature.
     """
 
     name: ClassVar[str] = "jumprelu"
@@ -134,7 +137,8 @@ class JumpReLU(SteeredRecipe):
         moved = SteeredRecipe.after_step(self, params, found, state, clock)
         if self.fixed is None:
             error = self.control.error(state, mean_l0(found.code), clock)
-            step = min(1.0, clock.share) * error / (self.control.integral_share * clock.steps)
+            speed = SLOWEST + (1 - SLOWEST) * min(1.0, clock.share) ** 2
+            step = speed * error / (self.control.integral_share * clock.steps)
             moved = moved | {LOG_THETA: state[LOG_THETA] + step / self.threshold_speed}
         return moved
 

@@ -126,11 +126,11 @@ def test_options_that_cannot_work_are_refused(store):
 
 
 def test_all_thresholds_are_moved_by_the_error_of_l0(unchecked):
-    """log theta rises by share e / (integral_share * steps), for every feature; a fixed coefficient moves none."""
+    """Half-way log theta rises by (1/4 + 3/16) e / (integral_share * steps); a fixed coefficient moves none."""
     clock = Clock(step=50, steps=100, batch=4)
     code = SparseCode.from_dense(torch.ones(4, 8))  # L0 = 8, twice the target
     found = SimpleNamespace(code=code)
-    for fixed, moved in ((None, 0.5 * math.log(2) / (0.02 * 100)), (0.5, 0.0)):
+    for fixed, moved in ((None, 7 / 16 * math.log(2) / (0.02 * 100)), (0.5, 0.0)):
         recipe = JumpReLU(k=4, l0_coefficient=fixed)
         state = {LOG_THETA: torch.tensor([0.1, -0.2])} | recipe.control.start(0.1)
         after = recipe.after_step(None, found, state, clock)

@@ -16,6 +16,8 @@ from saelab_kernels.footprint import training_footprint
 FLOAT32 = 4
 SAMPLE_COPIES = 4
 """Copies of the sample in float64 while the median is computed."""
+OWN_COPIES = 4
+"""A recipe's own parameters, their gradients and two moments."""
 CHECKPOINTS = 5
 """Checkpoints that are on the disk at the same time, at most."""
 
@@ -60,7 +62,8 @@ def cost_of(config: TrainConfig, source: ActivationSource) -> MemberCost:
     """Compute what one SAE needs."""
     d_in = sum(source.hook(hook).d_in for hook in config.input_hooks)
     d_out = sum(source.hook(hook).d_in for hook in config.target_hooks)
-    parameters = (d_in + d_out + 1) * config.width + d_out
+    own = config.recipe.own_numbers(d_in, d_out, config.width)
+    parameters = (d_in + d_out + 1) * config.width + d_out + own
     aux = config.recipe.traits.aux and bool(config.dead.coefficient)
     footprint = training_footprint(
         max(d_in, d_out),
@@ -74,7 +77,7 @@ def cost_of(config: TrainConfig, source: ActivationSource) -> MemberCost:
     written_aside = d_in * config.width  # a row-major copy while a checkpoint is written
     return MemberCost(
         parameters=parameters,
-        held_bytes=footprint.held + held,
+        held_bytes=footprint.held + held + OWN_COPIES * own * FLOAT32,
         working_bytes=footprint.working,
         host_bytes=written_aside * FLOAT32 + SAMPLE_COPIES * MEDIAN_SAMPLE * max(d_in, d_out) * 8,
         checkpoint_bytes=3 * parameters * FLOAT32 + 8 * config.width,

@@ -53,6 +53,10 @@ class Recipe(ABC):
         """Return the peak learning rate where the user gives none."""
         return default_lr(width, steps)
 
+    def own_numbers(self, d_in: int, d_out: int, d_sae: int) -> int:
+        """Return how many numbers its own parameters hold, for the memory plan; one a feature each by default."""
+        return len(self.traits.own_parameters) * d_sae
+
     def init(self, params: SAEParameters, setup: Setup) -> State:
         """Return the recipe's own tensors before the first step; may change ``params`` in place."""
         return {}

@@ -37,6 +37,9 @@ class SkipTranscoder(Transcoder):
     name: ClassVar[str] = "skip-transcoder"
     traits: ClassVar[Traits] = replace(Transcoder.traits, own_parameters=(W_SKIP,))
 
+    def own_numbers(self, d_in: int, d_out: int, d_sae: int) -> int:
+        return d_in * d_out
+
     def init(self, params: SAEParameters, setup: Setup) -> State:
         return Transcoder.init(self, params, setup) | {W_SKIP: torch.zeros(setup.d_in, setup.d_out)}
 

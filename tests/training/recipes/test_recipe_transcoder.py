@@ -14,6 +14,7 @@ from saelab.training.dead import DeadFeatureTracker
 from saelab.training.finish import finished_sae
 from saelab.training.grid import Grid, make_configs
 from saelab.training.member import make_member
+from saelab.training.memory import cost_of
 from saelab.training.passes import HowToTrain
 from saelab.training.recipes.moments import Clock, Inputs
 from saelab.training.recipes.skip_transcoder import SkipTranscoder
@@ -251,3 +252,10 @@ def test_several_hookpoints_are_paired_with_as_many_targets_or_one(source):
     assert pairs(("a", "b"), ("b",)) == [("a", "b"), ("b", "b")]
     with pytest.raises(UsageError, match=r"1 hookpoints to read \(--at\) and 2 to reconstruct"):
         pairs(("a",), ("a", "b"))
+
+
+def test_the_memory_plan_counts_the_linear_map(source):
+    plain, skip = (cost_of(make_config(source, name), source) for name in ("transcoder", "skip-transcoder"))
+    numbers = source.hook("a").d_in * source.hook("b").d_in
+    assert skip.parameters - plain.parameters == numbers
+    assert skip.held_bytes - plain.held_bytes == 4 * 4 * numbers

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from saelab.training.config import Schedule
-from saelab.training.initialise import geometric_median, initial_parameters
+from saelab.training.initialise import geometric_median, initial_parameters, shorten
 from saelab.training.optimiser import lr_factor
 
 D_IN, D_SAE = 8, 20
@@ -35,3 +35,15 @@ def test_initial_weights_are_tied_unit_directions_around_the_median():
     again = initial_parameters(sample, sample, D_SAE, seed=7, tied=True)
     assert torch.equal(again.W_dec, params.W_dec)
     assert not torch.equal(initial_parameters(sample, sample, D_SAE, seed=8, tied=True).W_dec, params.W_dec)
+
+
+def test_a_shortened_encoder_gives_the_best_multiple_of_the_first_reconstruction():
+    x = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)) + 3
+    params = initial_parameters(x, x, 96, seed=0, tied=True)
+    direction = params.W_enc / torch.linalg.vector_norm(params.W_enc)
+    shorten(params, x)
+    assert torch.allclose(params.W_enc / torch.linalg.vector_norm(params.W_enc), direction)
+    centred = x - params.b_dec
+    found = (centred @ params.W_enc).relu() @ params.W_dec
+    errors = [float(((centred - factor * found) ** 2).sum()) for factor in (0.99, 1.0, 1.01)]
+    assert errors[1] < min(errors[0], errors[2])

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from saelab.sae.autoencoder import SAEParameters
+from saelab.training.initialise import shorten
 from saelab.training.objectives import normalised_mse
 from saelab.training.recipes.moments import (
     Clock,
@@ -43,7 +44,8 @@ class Gated(SteeredRecipe):
     where the decoder of the third term (with primes) is constant. So the gate's bias learns from the last two
     terms alone, and the decoder and the magnitude from the first alone. `b_gate` is kept as `b_enc`; `r_mag` and
     `b_mag`, ``[d_sae]``, start at 0 (from a finished SAE: `b_mag = b_enc`). Decoder rows have norm 1 and Adam's
-    beta1 is 0 (reference code: dictionary_learning).
+    beta1 is 0 (reference code: dictionary_learning). Ours: the first encoder is shortened so that the first
+    reconstruction, of half of all features, is of the length of its input.
 
     The coefficient is steered so that L0 reaches k (reconstruction, see `SparsityControl`).
 
@@ -62,6 +64,8 @@ class Gated(SteeredRecipe):
         return self.l1_coefficient
 
     def init(self, params: SAEParameters, setup: Setup) -> State:
+        if not setup.warm:
+            shorten(params, setup.inputs)
         own = {R_MAG: torch.zeros_like(params.b_enc), B_MAG: params.b_enc.clone()}
         return own | self.control.start(FIRST_GUESS * setup.variance**0.5)
 

@@ -9,6 +9,7 @@ import torch
 
 from saelab.errors import UsageError
 from saelab.sae.autoencoder import SAEParameters
+from saelab.training.initialise import shorten
 from saelab.training.objectives import normalised_mse
 from saelab.training.recipes.moments import (
     Clock,
@@ -48,7 +49,8 @@ class PAnneal(SteeredRecipe):
 
     For p < 1 the slope `p f^(p-1)` has no bound at 0: the penalty is `f max(f, smallest)^(p-1)`, that is the power
     above ``smallest`` and a line below it (ours; the reference code clamps at 1e-8, which lets one entry
-    outweigh a batch).
+    outweigh a batch). Ours too: the first encoder is shortened so that the first reconstruction, of half of all
+    features, is of the length of its input; else the error and the penalty that answers it silence features at once.
 
     Inference is the training forward: the threshold is 0.
     """
@@ -82,6 +84,8 @@ class PAnneal(SteeredRecipe):
             )
 
     def init(self, params: SAEParameters, setup: Setup) -> State:
+        if not setup.warm:
+            shorten(params, setup.inputs)
         queues = {NORMS: torch.zeros(QUEUE), NEXT_NORMS: torch.zeros(QUEUE), RESCALE: torch.ones(())}
         return queues | self.control.start(FIRST_GUESS * setup.variance**0.5)
 

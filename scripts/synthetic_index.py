@@ -1,7 +1,7 @@
 """Make a feature index of any size with random content, to measure queries and to try pages with.
 
-    python scripts/synthetic_index.py /tmp/index --features 131072 --tokens 10M
-    python scripts/bench_index.py /tmp/index
+    python scripts/synthetic_index.py build/index --features 131072 --tokens 10M
+    python scripts/bench_index.py build/index
 
 Everything is in the format of a built index; only one block of features is in memory at a time. With ``--hostile``
 tokens, names and document ids are texts that try to leave the place where they are shown.

@@ -156,7 +156,8 @@ class Vocabulary:
         return 0 <= token < len(self._texts)
 
     def _can_continue(self, token: int) -> bool:
-        return self.bytes_of(token) is not None and not self.is_special(token)
+        # The rest of a character is no whole UTF-8 by itself, so a token that is holds none of it.
+        return (self.is_partial(token) or self.bytes_of(token) == b"") and not self.is_special(token)
 
 
 def _share_out(pieces: Sequence[bytes]) -> list[str]:
